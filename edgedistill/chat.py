@@ -1,0 +1,87 @@
+"""Chat templates: the text a model is really shown.
+
+A template comes with a model and is a program of a stranger: it is rendered with minijinja under fuel, without a loader,
+and its output is capped. Nothing else renders one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from .errors import InvalidInput
+from .records import Message
+
+__all__ = ["ChatTemplate", "json_instance", "with_system"]
+
+FUEL = 5_000_000
+LARGEST_OUTPUT = 4 << 20
+
+
+class ChatTemplate:
+    """A model's chat template with the special tokens that it names."""
+
+    def __init__(self, source: str, bos: str = "", eos: str = "") -> None:
+        if not source:
+            raise InvalidInput("the model has no chat template", "Use an instruct model, or add a chat_template.jinja.")
+        self.source = source
+        self.bos = bos
+        self.eos = eos
+
+    def render(self, messages: Sequence[Message], answer_next: bool = True) -> str:
+        """The text of a conversation; with `answer_next` it ends where the assistant's answer begins.
+
+        Raises InvalidInput where the template refuses the conversation or does not end within its fuel.
+        """
+        from minijinja import TemplateError
+
+        turns = [message.as_dict() for message in messages]
+        try:
+            text = _environment(self.source).render_template(
+                "chat", messages=turns, add_generation_prompt=answer_next, bos_token=self.bos, eos_token=self.eos
+            )
+        except TemplateError as error:
+            raise InvalidInput(f"chat template: {error}", "The model's own template does not take this.") from error
+        if len(text) > LARGEST_OUTPUT:
+            raise InvalidInput(f"chat template: output of {len(text)} characters", "Do not use this model.")
+        return str(text)
+
+
+def with_system(system: str, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation behind a system text. An empty one is sent too: it keeps a template from adding its own."""
+    return (Message("system", system), *messages)
+
+
+def json_instance(text: str) -> Any:
+    """The JSON value that an answer is, or None where it is no JSON.
+
+    >>> json_instance(' {"a": 1} ')
+    {'a': 1}
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=8)
+def _environment(source: str) -> Any:
+    from minijinja import Environment
+
+    environment = Environment(
+        templates={"chat": source.replace("{% generation %}", "").replace("{% endgeneration %}", "")},
+        undefined_behavior="lenient",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
+        auto_escape_callback=lambda name: False,
+    )
+    environment.fuel = FUEL
+    environment.add_function("raise_exception", _refuse)
+    return environment
+
+
+def _refuse(reason: str) -> None:
+    raise InvalidInput(f"chat template: {reason}", "The model's own template does not take this conversation.")

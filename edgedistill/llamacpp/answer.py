@@ -1,0 +1,125 @@
+"""Answers from one GGUF to many prompts, with the part that they share decoded once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInput
+from ..records import Completion, Message, Prompt
+from .engine import BatchEngine, EngineSettings, Request
+from .grammar import Grammar
+from .model import LlamaModel
+
+__all__ = ["Answerer", "Sampling", "SharedPrompt"]
+
+LONGEST_PROMPT = 512  # tokens that a slot keeps for a prompt; a longer one takes the room of several slots
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class SharedPrompt:
+    """What all prompts of a task begin with, split from what is their own, exactly at a special token.
+
+    A special token is always a boundary for the tokenizer, so that head and tail tokenized apart give the tokens of the
+    whole.
+    """
+
+    def __init__(self, model: LlamaModel, preamble: Sequence[Message]) -> None:
+        self._model = model
+        self._preamble = tuple(preamble)
+        self._template = model.chat_template()
+        one, other = (self._text((Message("user", text),)) for text in ("a", "b"))
+        shared = os.path.commonprefix([one, other])
+        self._head = shared[: self._last_special(shared)]
+        self.tokens = model.tokenize(self._head, add_bos=model.adds_bos) if self._head else []
+
+    def tail(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a conversation after the shared ones.
+
+        Raises InvalidInput where the model's template does not keep the shared text as it is.
+        """
+        text = self._text(messages)
+        if not text.startswith(self._head):
+            raise InvalidInput("the chat template changes the system text with the prompt", "Use another model.")
+        return self._model.tokenize(text[len(self._head) :], add_bos=self._model.adds_bos and not self._head)
+
+    def _text(self, messages: Sequence[Message]) -> str:
+        text = self._template.render((*self._preamble, *messages))
+        bos = self._template.bos
+        return text.removeprefix(bos) if bos and self._model.adds_bos else text
+
+    def _last_special(self, text: str) -> int:
+        """Where the last special token of a text begins, or 0."""
+        tokens = self._model.tokenize(text)
+        rest = b""
+        for token in reversed(tokens):
+            piece = self._model.piece(token)
+            if not piece:  # a special token: its name stands right before the rest
+                name = self._model.name(token)
+                return len(text) - len(rest.decode()) - len(name)
+            rest = piece + rest
+        return 0
+
+
+class Answerer:
+    """A loaded model with its shared prompt, ready for many prompts."""
+
+    def __init__(
+        self, path: Path, preamble: Sequence[Message], schema: dict[str, Any] | None, threads: int, gpu_layers: int = -1
+    ) -> None:
+        self.model = LlamaModel(path, gpu_layers)
+        self.shared = SharedPrompt(self.model, preamble)
+        self._grammar = Grammar(self.model, schema) if schema else None
+        self._threads = threads
+
+    def __enter__(self) -> Answerer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.model.close()
+
+    def engine(self, slots: int, max_tokens: int, jump: bool = True) -> BatchEngine:
+        """An engine with room for as many answers at a time."""
+        longest = min(self.model.context_limit, len(self.shared.tokens) + LONGEST_PROMPT + max_tokens)
+        room = max(longest - len(self.shared.tokens), slots * (128 + max_tokens))
+        settings = EngineSettings(slots, len(self.shared.tokens) + room, self._threads, jump=jump)
+        return BatchEngine(self.model, settings, self.shared.tokens, self._grammar)
+
+    def request(self, prompt: Prompt, sampling: Sampling) -> Request:
+        """The prompt as the engine takes it. Its own seed comes from the run's seed and its id."""
+        return Request(
+            id=prompt.id,
+            tokens=self.shared.tail(prompt.messages),
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed ^ int(prompt.id[:8], 16),
+        )
+
+    def complete(self, prompts: Iterable[Prompt], sampling: Sampling, slots: int) -> Iterator[Completion]:
+        """Yield one completion per prompt, in the order they finish."""
+        with self.engine(slots, sampling.max_tokens) as engine:
+            for answer in engine.run(self.request(prompt, sampling) for prompt in prompts):
+                yield Completion(
+                    prompt_id=answer.id,
+                    text=answer.text,
+                    finish_reason=answer.finish_reason,
+                    prompt_tokens=answer.prompt_tokens,
+                    completion_tokens=len(answer.tokens),
+                    seconds=answer.seconds,
+                )

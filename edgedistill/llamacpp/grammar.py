@@ -1,0 +1,70 @@
+"""Answers held to a JSON Schema while they are decoded.
+
+llguidance keeps the state: which tokens may come next, and which must. JSON is written without spaces, in the order of
+the schema's properties, so that an answer is as short as it can be.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidInput
+from .model import LlamaModel
+
+__all__ = ["Grammar", "GrammarState"]
+
+
+class Grammar:
+    """A JSON Schema, compiled for one model's vocabulary.
+
+    Raises InvalidInput where the schema is not one that can be decoded under.
+    """
+
+    def __init__(self, model: LlamaModel, schema: dict[str, Any]) -> None:
+        from llguidance import LLMatcher
+        from llguidance.llamacpp import lltokenizer_from_vocab
+
+        self._vocab_size = model.vocab_size
+        tokenizer = lltokenizer_from_vocab(model.vocab)
+        compact = {"item_separator": ",", "key_separator": ":", "whitespace_flexible": False}
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=compact)
+        self._start = LLMatcher(tokenizer, grammar)
+        if self._start.is_error():
+            raise InvalidInput(f"schema: {self._start.get_error()}", "Use a JSON Schema of types, enums and properties.")
+
+    def begin(self) -> GrammarState:
+        """The state before an answer's first token."""
+        return GrammarState(self._start.deep_copy(), self._vocab_size)
+
+
+class GrammarState:
+    """How far one answer has come."""
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+
+    def allowed(self) -> NDArray[np.intp]:
+        """Ids of the tokens that may come next."""
+        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        return np.flatnonzero(np.unpackbits(mask, bitorder="little")[: self._vocab_size])
+
+    def accept(self, token: int) -> None:
+        if not self._matcher.consume_token(token):
+            raise InvalidInput(f"grammar: {self._matcher.get_error()}", "Simplify the schema.")
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next, already accepted; the model's own tokenization of that text."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        if tokens and not self._matcher.consume_tokens(tokens):
+            raise InvalidInput(f"grammar: {self._matcher.get_error()}", "Simplify the schema.")
+        return tokens
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but the end may follow."""
+        return bool(self._matcher.is_stopped())

@@ -1,0 +1,183 @@
+"""A Hugging Face folder from a GGUF: what a student is trained from where only the GGUF is at hand.
+
+Quantized weights are computed back to plain numbers; that does not restore what quantizing lost. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import run
+from ..errors import GateMissed, InvalidInput
+from . import architectures, reader, vocabulary, weights, writer
+from .architectures import Architecture, Place
+from .reader import GgufFile
+
+if TYPE_CHECKING:
+    from .weights import Rows
+
+__all__ = ["import_gguf"]
+
+STORED = (("F16", "float16"), ("F32", "float32"))
+"""All weights get one type: float16, which holds what a quantized weight holds in a quarter of a float32 model's
+download; float32 only where a value is beyond float16's 65504."""
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""The only figures that Llama 3 models have been published with; GGUF keeps what follows from them alone."""
+
+
+def import_gguf(path: Path, out: Path, progress: run.Progress) -> None:
+    """Write the folder `out` with config.json, the tokenizer and model.safetensors, whole or not at all.
+
+    The tokenizer gives llama.cpp's token ids: a normalizer that the original had, and that llama.cpp leaves out, is
+    left out here too. Raises InvalidInput where the GGUF is damaged or of an unknown architecture, pre-tokenizer or
+    quantization, or where `out` exists; Stopped where the disk is full.
+    """
+    gguf = reader.read_gguf(path)
+    row = architectures.from_gguf(str(gguf.metadata.get("general.architecture")))
+    words = vocabulary.from_metadata(path, gguf.metadata)
+    config = _config(gguf, row, words)
+    places = _places(gguf, row, config)
+    if out.exists():
+        raise InvalidInput(f"{out}: is there already", "Remove it, or name another folder.")
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        _write_weights(gguf, places, config, (partial / "model.safetensors", progress))
+        roles = {f"{role}_token_id": number for role, number in words.ids.items() if role != "unk"}
+        files = {
+            "config.json": config,
+            "generation_config.json": roles,
+            **vocabulary.tokenizer_files(words, config["max_position_embeddings"]),
+        }
+        for name, content in files.items():
+            run.write_whole(partial / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        os.rename(partial, out)
+        run.sync_folder(out.parent)
+    except OSError as error:
+        raise run.no_room(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _config(gguf: GgufFile, row: Architecture, words: vocabulary.Vocabulary) -> dict[str, Any]:
+    """The config.json; its `torch_dtype` is set once the weights are written."""
+    found: dict[str, Any] = {}
+    for key in row.keys:
+        value = gguf.metadata.get(f"{row.gguf}.{key.gguf}")
+        if value is not None:
+            found.setdefault(key.config, _rounded(value) if isinstance(value, float) else value)
+    found.update(row.fixed)
+    found["vocab_size"] = len(words.tokens)
+    scaling = _rope_scaling(gguf, row)
+    plain = architectures.plain_config(str(gguf.path), row, {**found, "rope_scaling": scaling})
+    config = {
+        "architectures": [row.hugging_face],
+        "model_type": row.model_type,
+        **{key: value for key, value in plain.items() if key not in ("rope", "rope_scaling")},
+        "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in gguf.tensors,
+        "tie_word_embeddings": f"{architectures.OUTPUT}.weight" not in gguf.tensors,
+        "initializer_range": 0.02,
+        **{f"{role}_token_id": words.ids.get(role) for role in ("bos", "eos", "pad")},
+    }
+    if scaling is not None:
+        config["rope_scaling"] = scaling
+        _check_frequencies(gguf, plain)
+    return config
+
+
+def _rounded(value: float) -> float:
+    """The decimal number that a float32 was written from: 1e-05, not 9.999999747378752e-06."""
+    return float(f"{value:.7g}")
+
+
+def _rope_scaling(gguf: GgufFile, row: Architecture) -> dict[str, Any] | None:
+    """What scales the positions, as config.json's `rope_scaling`."""
+    kind = gguf.metadata.get(f"{row.gguf}.rope.scaling.type", "none")
+    if kind != "none":
+        return {"rope_type": kind, "factor": gguf.metadata.get(f"{row.gguf}.rope.scaling.factor")}
+    tensor = gguf.tensors.get(f"{architectures.ROPE_FREQUENCIES}.weight")
+    if tensor is None:
+        return None
+    return {**LLAMA3_ROPE, "factor": float(reader.dequantized_rows(gguf.path, tensor, 0, 1).max())}
+
+
+def _check_frequencies(gguf: GgufFile, config: dict[str, Any]) -> None:
+    """Raise GateMissed where the GGUF's frequencies do not follow from the settings that were found for them."""
+    import numpy as np
+
+    tensor = gguf.tensors.get(f"{architectures.ROPE_FREQUENCIES}.weight")
+    if tensor is None:
+        return
+    factors, expected = reader.dequantized_rows(gguf.path, tensor, 0, 1), writer.rope_factors(config)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
+        raise GateMissed(f"{gguf.path}: rope_freqs is not Llama 3's", "Use the model's Hugging Face folder instead.")
+
+
+def _places(gguf: GgufFile, row: Architecture, config: dict[str, Any]) -> list[Place]:
+    """The tensors that are there, each where and as it should be; none is missing, none is left over."""
+    left = dict(gguf.tensors)
+    left.pop(f"{architectures.ROPE_FREQUENCIES}.weight", None)
+    places = []
+    for place in row.places(config):
+        tensor = left.pop(place.gguf, None)
+        if tensor is None and place.required:
+            raise InvalidInput(f"{gguf.path}: tensor '{place.gguf}' is missing", "Fetch the file again.")
+        if tensor is not None and tensor.shape != place.shape:
+            raise InvalidInput(
+                f"{gguf.path}: '{place.gguf}' has the shape {tensor.shape}, the metadata says {place.shape}",
+                "Fetch the file again.",
+            )
+        if tensor is not None:
+            places.append(place)
+    if left:
+        raise InvalidInput(f"{gguf.path}: {row.gguf} has no tensor '{next(iter(left))}'", "Use the original model.")
+    return places
+
+
+def _write_weights(gguf: GgufFile, places: list[Place], config: dict[str, Any], to: tuple[Path, run.Progress]) -> None:
+    """Write the safetensors file in the first type that holds every value, and note the type in the config."""
+    path, progress = to
+    numbered = {place.hugging_face: (number, place) for number, place in enumerate(places)}
+
+    def pieces(name: str) -> Iterator[Rows]:
+        number, place = numbered[name]
+        progress("tensors", number, len(places))
+        run.stop_if_asked()
+        yield from _pieces(gguf, place)
+
+    for stored, config["torch_dtype"] in STORED:
+        try:
+            weights.write_safetensors(path, {place.hugging_face: place.shape for place in places}, stored, pieces)
+        except OverflowError as error:
+            if stored == STORED[-1][0]:
+                raise InvalidInput(f"{gguf.path}: tensor '{error}' holds NaN", "Fetch the file again.") from error
+        else:
+            progress("tensors", len(places), len(places))
+            return
+
+
+def _pieces(gguf: GgufFile, place: Place) -> Iterator[Rows]:
+    tensor = gguf.tensors[place.gguf]
+    if place.heads:
+        yield in_halves(reader.dequantized_rows(gguf.path, tensor, 0, tensor.shape[0]), place.heads)
+        return
+    for first, last in weights.row_steps(tensor.shape):
+        yield reader.dequantized_rows(gguf.path, tensor, first, last)
+
+
+def in_halves(rows: Rows, heads: int) -> Rows:
+    """Rows of q or k, (heads * head_dim, ...), from pairs to halves: the other way round than `writer.pairwise`."""
+    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)

@@ -1,0 +1,22 @@
+"""Find, fetch and vet weights: the catalogue, the hub, packages, local files; the intake gate; licences."""
+
+from __future__ import annotations
+
+from .find import Format, Identity, Weights, fetch, identify
+from .gguf_header import GgufHeader
+from .intake import check_folder, check_gguf
+from .licences import Licence, licence_text, vet_licence
+
+__all__ = [
+    "Format",
+    "GgufHeader",
+    "Identity",
+    "Licence",
+    "Weights",
+    "check_folder",
+    "check_gguf",
+    "fetch",
+    "identify",
+    "licence_text",
+    "vet_licence",
+]

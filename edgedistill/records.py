@@ -1,0 +1,152 @@
+"""What passes between the stages: plain frozen values, and JSON lines in and out.
+
+A row on disk is the field's chat row: `{"messages": [{"role", "content"}]}`. Our own fields are either the documented
+`expected`, `tags` and `must_pass`, or stand under the one key `_ed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidInput
+
+__all__ = ["Completion", "Example", "Message", "Prompt", "digest", "json_lines", "read_prompts", "read_rows"]
+
+ROLES = ("system", "user", "assistant", "tool")
+ROW_KEYS = {"messages", "expected", "tags", "must_pass", "tools", "_ed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked: the user's turns, without any teacher's or student's system text."""
+
+    id: str
+    messages: tuple[Message, ...]
+    expected: Any = None
+    tags: tuple[str, ...] = ()
+    must_pass: bool = False
+
+    @property
+    def text(self) -> str:
+        """The words of all turns, for comparing prompts with each other."""
+        return "\n".join(message.content for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer of a model to one prompt.
+
+    `finish_reason` is "stop" (the model ended its answer), "length" (cut off at the limit); `seconds` is the time from
+    the request's admission to its last token, while other requests ran beside it.
+    """
+
+    prompt_id: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of the training set: messages that end with the assistant's answer."""
+
+    id: str
+    messages: tuple[Message, ...]
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def as_row(self) -> dict[str, Any]:
+        return {"messages": [m.as_dict() for m in self.messages], "_ed": {"id": self.id, **self.source}}
+
+
+def digest(*parts: Any) -> str:
+    """A sha256, in hex, of JSON-able values.
+
+    >>> digest("a", 1)[:8]
+    '135f17a4'
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    """Rows as UTF-8 JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line of a JSONL file; blank lines are skipped.
+
+    Raises InvalidInput with file and line for anything that is not a JSON object in strict UTF-8.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}", "Check the path in the recipe.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InvalidInput(f"{path}:{number}: not a line of JSON ({error})", "Mend or remove that line.") from error
+        if not isinstance(row, dict):
+            raise InvalidInput(f"{path}:{number}: a row must be a JSON object", 'Write {"messages": [...]}.')
+        yield number, row
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a JSONL file of chat rows.
+
+    Raises InvalidInput with file and line where a row is not of the form.
+    """
+    return [_prompt(f"{path}:{number}", row) for number, row in read_rows(path)]
+
+
+def _prompt(where: str, row: dict[str, Any]) -> Prompt:
+    unknown = sorted(set(row) - ROW_KEYS)
+    if unknown:
+        raise InvalidInput(f"{where}: unknown key '{unknown[0]}'", f"A row has {', '.join(sorted(ROW_KEYS))}.")
+    messages = messages_of(where, row)
+    if messages[-1].role != "user":
+        raise InvalidInput(f"{where}: the last message of a prompt must be the user's", "Remove the answer.")
+    tags = row.get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise InvalidInput(f"{where}: tags must be a list of texts", 'Write "tags": ["curt"].')
+    return Prompt(
+        id=digest([m.as_dict() for m in messages])[:16],
+        messages=messages,
+        expected=row.get("expected"),
+        tags=tuple(tags),
+        must_pass=bool(row.get("must_pass", False)),
+    )
+
+
+def messages_of(where: str, row: dict[str, Any]) -> tuple[Message, ...]:
+    """The messages of a row, or InvalidInput that says where and what."""
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidInput(f"{where}: a row needs messages", 'Write {"messages": [{"role": "user", "content": "..."}]}.')
+    for message in messages:
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise InvalidInput(f"{where}: a message needs a role", f"Roles are {', '.join(ROLES)}.")
+        if not isinstance(message.get("content"), str):
+            raise InvalidInput(f"{where}: a message needs a content that is text", "Write its content as a string.")
+    return tuple(Message(message["role"], message["content"]) for message in messages)

@@ -1,0 +1,294 @@
+"""A run: the folder one recipe fills, one sub-folder a stage.
+
+Each sub-folder holds a `stage.json`. It is written when the stage begins, with the key of everything the stage depends
+on, and again, last of all, when it ends, with the checksums of the files it left. A path that exists proves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from .errors import EdgeDistillError, Stopped
+
+__all__ = ["Progress", "Run", "file_sha256", "free_space", "open_run", "stop_if_asked", "write_whole"]
+
+State = Literal["missing", "partial", "done", "stale"]
+STAGE_FILE = "stage.json"
+RECORDED = ("edgedistill", "llama-cpp-python", "torch", "transformers", "peft", "gguf", "llguidance", "numpy")
+
+
+class Progress(Protocol):
+    """What a stage tells whoever watches: `what` is at `done` of `total`."""
+
+    def __call__(self, what: str, done: int, total: int) -> None: ...
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write whole or not at all: a reader never sees half a file.
+
+    Raises EdgeDistillError that names the file where the disk is full or not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise no_room(path, error) from error
+
+
+def no_room(path: Path, error: OSError) -> EdgeDistillError:
+    """The error a user sees when a file could not be written."""
+    free = free_space(path.parent) // 2**20
+    return Stopped(f"{path}: {error.strerror or error} ({free} MB free)", "Make room, then run the same command again.")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside the folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return _hash(file)
+
+
+def _hash(file: Any) -> str:
+    hasher = hashlib.sha256()
+    while block := file.read(1 << 20):
+        hasher.update(block)
+    return hasher.hexdigest()
+
+
+def free_space(folder: Path) -> int:
+    """Free bytes on the disk that holds the folder, or its first parent that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+class Run:
+    """One run folder, held by this process alone while it writes."""
+
+    def __init__(self, folder: Path, offline: bool = False) -> None:
+        self.path = folder
+        self.offline = offline
+        """Whether models may only come from this machine."""
+
+    def folder(self, stage: str) -> Path:
+        return self.path / stage
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """The stage's `stage.json`, or None where there is none that can be read."""
+        try:
+            record: dict[str, Any] = json.loads((self.folder(stage) / STAGE_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record
+
+    def state(self, stage: str, key: str) -> State:
+        """Where the stage stands for this key; "done" only if its files still have their checksums."""
+        record = self.record(stage)
+        if record is None:
+            return "missing"
+        if record["key"] != key:
+            return "stale"
+        return "done" if record["finished"] and not self.damaged(stage, record) else "partial"
+
+    def damaged(self, stage: str, record: dict[str, Any]) -> list[str]:
+        """Files of a finished stage that are gone or have changed."""
+        folder = self.folder(stage)
+        return [
+            name
+            for name, sha in record["files"].items()
+            if not (folder / name).is_file() or file_sha256(folder / name) != sha
+        ]
+
+    def begin(self, stage: str, key: str, afresh: bool) -> Path:
+        """The stage's folder, with its key written; emptied first if `afresh`."""
+        folder = self.folder(stage)
+        if afresh and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        self._write(stage, {"key": key, "finished": False, "files": {}, "started_at": _now()})
+        return folder
+
+    def finish(self, stage: str, key: str, summary: dict[str, Any], seconds: float) -> None:
+        """Mark the stage as done, with the checksums of what it left."""
+        folder = self.folder(stage)
+        kept = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != STAGE_FILE)
+        files = {
+            path.relative_to(folder).as_posix(): file_sha256(path)
+            for path in kept
+            if "checkpoints" not in path.relative_to(folder).parts
+        }
+        record = self.record(stage) or {}
+        self._write(
+            stage,
+            {
+                "key": key,
+                "finished": True,
+                "summary": summary,
+                "seconds": round(seconds, 2),
+                "files": files,
+                "versions": versions(),
+                "machine": machine(),
+                "started_at": record.get("started_at"),
+                "finished_at": _now(),
+            },
+        )
+
+    def _write(self, stage: str, record: dict[str, Any]) -> None:
+        write_whole(self.folder(stage) / STAGE_FILE, json.dumps(record, indent=1).encode())
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """What the stage returned, or EdgeDistillError where it has not finished."""
+        record = self.record(stage)
+        if record is None or not record["finished"]:
+            raise EdgeDistillError(f"'{stage}' has not finished", f"Run it first: edgedistill {stage} RECIPE")
+        summary: dict[str, Any] = record["summary"]
+        return summary
+
+    def read_json(self, stage: str, name: str) -> Any:
+        """A JSON file that a stage left, or EdgeDistillError that says which stage to run."""
+        path = self.folder(stage) / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise EdgeDistillError(f"{path}: not there", f"Run the stage first: edgedistill {stage} RECIPE") from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run folder; a second holder is refused at once and told who has it."""
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        holder = self.path / ".lock.holder"
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+            raise Stopped(f"{self.path} is in use by {who}", "Wait for it, or stop it.") from error
+        try:
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}: {' '.join(sys.argv)}", "utf-8")
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def open_run(folder: Path) -> Run:
+    """The run in a folder that exists.
+
+    Raises EdgeDistillError where there is none.
+    """
+    if not (folder / "recipe.toml").is_file():
+        raise EdgeDistillError(f"{folder}: not a run folder", "Make one with: edgedistill run RECIPE")
+    return Run(folder)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is, for the record beside every figure."""
+    import psutil
+
+    return {
+        "system": platform.system(),
+        "arch": platform.machine(),
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def cores() -> int:
+    """Physical cores that this process may use."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove half-written files that a killed process left."""
+    for leftover in folder.rglob("*.partial-*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+_asked_to_stop = False
+
+
+def stop_if_asked() -> None:
+    """Raise Stopped after the first Ctrl-C or SIGTERM. Stages call it where they can stop and resume."""
+    if _asked_to_stop:
+        raise Stopped("stopped as asked; what was done is kept", "Run the same command again to go on.")
+
+
+@contextmanager
+def orderly_stop() -> Iterator[None]:
+    """First SIGINT or SIGTERM: stop at the next safe point. Second: leave at once with 130."""
+
+    def handle(signum: int, frame: object) -> None:
+        global _asked_to_stop
+        if _asked_to_stop:
+            os._exit(130)
+        _asked_to_stop = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,124 @@
+"""evaluate: everybody answers the eval set and the edge cases, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..llamacpp.answer import Answerer, Sampling
+from ..recipe import Recipe, load_schema
+from ..records import Prompt, digest, read_prompts
+from ..run import Progress, Run, cores, file_sha256, stop_if_asked, write_whole
+from ..store import Store
+from .candidates import Candidate, base_candidates, quant_candidates, student_candidate, teacher_candidate
+from .curate import schema_validator
+from .scoring import equal, score
+
+__all__ = ["evaluate", "evaluate_on"]
+
+SLOTS = 16
+SHOWN_DISAGREEMENTS = 40
+
+
+def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
+    """Write `evaluation.json`; answers are kept in `results.sqlite`, so that a stopped evaluation goes on."""
+    sets = {name.partition(".")[2].replace("edge_file", "edge").replace("file", "eval"): path
+            for name, path in recipe.files("evaluate").items()}
+    people = [
+        teacher_candidate(recipe, run, progress),
+        *base_candidates(recipe, run, out, progress),
+        student_candidate(recipe, run),
+        *quant_candidates(recipe, run),
+    ]
+    result = _compare(recipe, people, sets, (out / "results.sqlite", progress))
+    (out / "base-f16.gguf").unlink(missing_ok=True)
+    write_whole(out / "evaluation.json", json.dumps(result, indent=1, ensure_ascii=False).encode())
+    return {person["name"]: person["eval"]["exact"] for person in result["candidates"]}
+
+
+def evaluate_on(recipe: Recipe, run: Run, path: Path, store: Path, progress: Progress) -> dict[str, Any]:
+    """The teacher and the student's quants on another eval file; the run is not touched."""
+    people = [teacher_candidate(recipe, run, progress), *quant_candidates(recipe, run)]
+    return _compare(recipe, people, {"eval": path}, (store, progress))
+
+
+def _compare(
+    recipe: Recipe, people: Sequence[Candidate], sets: dict[str, Path], where: tuple[Path, Progress]
+) -> dict[str, Any]:
+    prompts = {name: read_prompts(path) for name, path in sets.items()}
+    everything = list({prompt.id: prompt for rows in prompts.values() for prompt in rows}.values())
+    store_path, progress = where
+    answers: dict[str, dict[str, str]] = {}
+    with Store(store_path) as store:
+        for number, person in enumerate(people):
+            counted = _Part(progress, number * len(everything), len(people) * len(everything), person.name)
+            answers[person.name] = _answers(recipe, person, everything, (store, counted))
+    is_valid = schema_validator(load_schema(recipe))
+    reference = answers[people[0].name]
+    return {
+        "files": {n: {"name": p.name, "sha256": file_sha256(p), "n": len(prompts[n])} for n, p in sets.items()},
+        "candidates": [
+            {
+                **person.record(),
+                **{name: score(rows, answers[person.name], reference, is_valid) for name, rows in prompts.items()},
+            }
+            for person in people
+        ],
+        "disagreements": _disagreements(prompts, reference, answers[people[-1].name], people[-1].name),
+    }
+
+
+def _answers(
+    recipe: Recipe, person: Candidate, prompts: Sequence[Prompt], where: tuple[Store, Progress]
+) -> dict[str, str]:
+    """The candidate's text for each prompt; only those that the store does not hold are asked."""
+    store, progress = where
+    settings = recipe.evaluate
+    schema = load_schema(recipe) if settings.constrained else None
+    shown = [message.as_dict() for message in person.preamble]
+    identity = digest(person.sha256, shown, schema, settings.max_tokens)
+    keys = {prompt.id: digest([m.as_dict() for m in prompt.messages], identity) for prompt in prompts}
+    todo = [prompt for prompt in prompts if keys[prompt.id] not in store]
+    if todo:
+        with Answerer(person.path, person.preamble, schema, cores(), recipe.teach.gpu_layers) as answerer:
+            sampling = Sampling(settings.max_tokens)
+            for number, completion in enumerate(answerer.complete(todo, sampling, SLOTS), start=1):
+                store.add(keys[completion.prompt_id], completion)
+                progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
+                stop_if_asked()
+    found = {prompt_id: store.get(key) for prompt_id, key in keys.items()}
+    return {prompt_id: completion.text for prompt_id, completion in found.items() if completion is not None}
+
+
+class _Part:
+    """Progress of one candidate as a part of the whole."""
+
+    def __init__(self, progress: Progress, start: int, total: int, name: str) -> None:
+        self._progress, self._start, self._total, self._name = progress, start, total, name
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._progress(f"{what} {self._name}", self._start + done, self._total)
+
+
+def _disagreements(
+    prompts: dict[str, list[Prompt]], teacher: dict[str, str], student: dict[str, str], name: str
+) -> list[dict[str, Any]]:
+    """Rows that the last candidate got wrong, or answered otherwise than the teacher; wrong ones first."""
+    found = [
+        {
+            "set": kind,
+            "prompt": prompt.text,
+            "expected": prompt.expected,
+            "teacher": teacher[prompt.id],
+            "student": student[prompt.id],
+            "candidate": name,
+        }
+        for kind, rows in prompts.items()
+        for prompt in rows
+        if not equal(student[prompt.id], teacher[prompt.id])
+        or (prompt.expected is not None and not equal(student[prompt.id], prompt.expected))
+    ]
+    found.sort(key=lambda row: row["expected"] is None or equal(row["student"], row["expected"]))
+    return found[:SHOWN_DISAGREEMENTS]

@@ -1,0 +1,80 @@
+"""train: the student learns the curated answers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInput
+from ..llamacpp.importer import import_gguf
+from ..models import Weights, cache_root, fetch
+from ..recipe import Recipe, TrainSettings
+from ..records import Example, messages_of, read_rows
+from ..run import Progress, Run
+from ..students import TrainingData, TrainStep, load_student
+from ..students.encode import EncodedExample, Encoder
+
+__all__ = ["base_folder", "read_examples", "train"]
+
+
+def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
+    """Leave `adapter/`, `checkpoints/` and `metrics.jsonl`."""
+    weights, base = base_folder(recipe, run, progress)
+    encoder = Encoder(base)
+    data = TrainingData(
+        train=encoded(encoder, run.folder("curate") / "train.jsonl", recipe.train),
+        valid=encoded(encoder, run.folder("curate") / "valid.jsonl", recipe.train),
+        seed=recipe.seed,
+    )
+    student = load_student(recipe.student, base)
+    summary = student.train(data, recipe.train, out, _reporter(progress))
+    quant = weights.quant if weights.format == "gguf" else None
+    source = {"name": weights.name, "sha256": weights.sha256, "source": weights.source, "licence": weights.licence}
+    return {**summary, "base": {**source, "imported_from_quant": quant}}
+
+
+def base_folder(recipe: Recipe, run: Run, progress: Progress) -> tuple[Weights, Path]:
+    """The student's base as a Hugging Face folder; a GGUF is imported once and kept in the cache by its hash."""
+    weights = fetch(recipe.student.model, ("hf", "gguf"), run.offline, progress)
+    if weights.format == "hf":
+        return weights, weights.path
+    folder = cache_root() / "imported" / weights.sha256[:16]
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        import_gguf(weights.path, partial, progress)
+        os.replace(partial, folder)
+    return weights, folder
+
+
+def encoded(encoder: Encoder, path: Path, settings: TrainSettings) -> list[EncodedExample]:
+    """The rows of a file as token ids.
+
+    Raises InvalidInput that names a row longer than `train.max_length`: a cut row would teach a cut answer.
+    """
+    rows = [encoder.example(example) for example in read_examples(path)]
+    for row in rows:
+        if len(row.tokens) > settings.max_length:
+            raise InvalidInput(
+                f"{path}: row {row.id} has {len(row.tokens)} tokens, train.max_length is {settings.max_length}",
+                "Raise train.max_length or drop the row.",
+            )
+    return rows
+
+
+def read_examples(path: Path) -> list[Example]:
+    """The rows that curate kept."""
+    return [
+        Example(str(row.get("_ed", {}).get("id", number)), messages_of(f"{path}:{number}", row))
+        for number, row in read_rows(path)
+    ]
+
+
+def _reporter(progress: Progress) -> Callable[[TrainStep], None]:
+    def report(step: TrainStep) -> None:
+        progress(f"training (loss {step.loss:.3f})", step.step, step.steps)
+
+    return report

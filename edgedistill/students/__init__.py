@@ -1,0 +1,76 @@
+"""Students: small models that learn. One module a backend, one literal table, one protocol.
+
+Whoever trained it, a student ends as an ordinary Hugging Face folder: no later stage knows the backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ..errors import MissingRequirement
+from ..recipe import StudentSettings, TrainSettings
+from .encode import EncodedExample
+
+__all__ = ["BACKENDS", "Student", "TrainStep", "TrainingData", "load_student", "require_student"]
+
+# backend -> (the libraries it needs, what to install)
+BACKENDS = {"torch": (("torch", "transformers", "peft", "tokenizers"), "'edgedistill[torch]'")}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Encoded examples to learn from and to measure on, and the seed of weights and order."""
+
+    train: Sequence[EncodedExample]
+    valid: Sequence[EncodedExample]
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One optimizer step as reported: losses are nats per completion token, `tokens_per_s` counts unpadded tokens."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    tokens_per_s: float
+    valid_loss: float | None = None
+
+
+class Student(Protocol):
+    """A model that can be trained."""
+
+    def train(
+        self, data: TrainingData, settings: TrainSettings, out: Path, report: Callable[[TrainStep], None]
+    ) -> dict[str, Any]:
+        """Write `adapter/`, resuming from the newest whole checkpoint under `checkpoints/`; return a summary."""
+
+    def merge(self, adapter: Path, out: Path) -> None:
+        """Write base + adapter as a Hugging Face folder with unquantised safetensors."""
+
+    def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[Any]:
+        """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""
+
+
+def require_student(settings: StudentSettings) -> None:
+    """Raise MissingRequirement where the backend's libraries are not installed."""
+    libraries, install = BACKENDS[settings.backend]
+    for library in libraries:
+        if find_spec(library) is None:
+            raise MissingRequirement(f"the '{settings.backend}' student needs {library}", f"pip install {install}")
+
+
+def load_student(settings: StudentSettings, base: Path) -> Student:
+    """The student that the recipe names, on a base given as a Hugging Face folder."""
+    require_student(settings)
+    module = import_module(f"{__name__}.{settings.backend}")
+    student: Student = module.load(base)
+    return student

