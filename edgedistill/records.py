@@ -15,8 +15,28 @@ from typing import Any
 
 from .errors import InvalidInput
 
-__all__ = ["Completion", "Example", "Message", "Prompt", "digest", "json_lines", "read_prompts", "read_rows"]
+__all__ = ["FILE_TYPES", "Completion", "Example", "Message", "Prompt", "digest", "json_lines", "read_prompts", "read_rows"]
 
+# name -> llama.h's LLAMA_FTYPE number, which a GGUF keeps as general.file_type
+FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K_S": 11,
+    "Q3_K_M": 12,
+    "Q3_K_L": 13,
+    "Q4_K_S": 14,
+    "Q4_K_M": 15,
+    "Q5_K_S": 16,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "BF16": 32,
+}
 ROLES = ("system", "user", "assistant", "tool")
 ROW_KEYS = {"messages", "expected", "tags", "must_pass", "tools", "_ed"}
 

@@ -93,10 +93,12 @@ def free_space(folder: Path) -> int:
 class Run:
     """One run folder, held by this process alone while it writes."""
 
-    def __init__(self, folder: Path, offline: bool = False) -> None:
+    def __init__(self, folder: Path, offline: bool = False, llama_cpp: Path | None = None) -> None:
         self.path = folder
         self.offline = offline
         """Whether models may only come from this machine."""
+        self.llama_cpp = llama_cpp
+        """A llama.cpp checkout that converts an architecture which our own writer does not know."""
 
     def folder(self, stage: str) -> Path:
         return self.path / stage

@@ -6,12 +6,15 @@ The vocabulary is byte-level BPE with all 256 bytes, so every text can be encode
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgedistill.llamacpp import architectures, pretokenizers, weights, writer
+from edgedistill.llamacpp import architectures, pretokenizers, reader, weights, writer
+
+Edit = Callable[[dict[str, Any]], Any]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -140,6 +143,7 @@ def write_weights(path: Path, config: dict[str, Any], seed: int, dtype: str = "F
 def pico_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors of a model with this config, as transformers names and shapes them."""
     row = architectures.from_hugging_face(config["architectures"][0])
+    config = architectures.plain_config("config.json", row, config)
     return {place.hugging_face: place.shape for place in row.places(config) if place.required}
 
 
@@ -153,3 +157,25 @@ def pico_gguf(path: Path, architecture: str = "llama", tied: bool = True, seed: 
     pico_hf_folder(folder, architecture, tied, seed, size=size)
     writer.write_gguf(folder, path, writer.GgufMetadata(name="Pico", basename="Pico"), silent)
     return path
+
+
+def edited(folder: Path, name: str, edit: Edit) -> Path:
+    """The folder, after a change to one of its JSON files."""
+    data = json.loads((folder / name).read_text(encoding="utf-8"))
+    edit(data)
+    (folder / name).write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def reconfigured(folder: Path, edit: Edit) -> Path:
+    """The folder, after a change to its config.json, with weights that fit it."""
+    edited(folder, "config.json", edit)
+    write_weights(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")), seed=1)
+    return folder
+
+
+def written(folder: Path, metadata: writer.GgufMetadata | None = None) -> reader.GgufFile:
+    """The GGUF that is made from the folder, beside it."""
+    out = folder.with_suffix(".gguf")
+    writer.write_gguf(folder, out, metadata or writer.GgufMetadata(name="Pico"), silent)
+    return reader.read_gguf(out)

@@ -316,6 +316,19 @@ def test_names_that_the_hub_does_not_know_are_refused_with_a_suggestion(hub: Fak
     assert "org/none: not on the hub" in client.lines[0]["message"]
 
 
+def test_a_repository_without_safe_weights_or_a_tokenizer_is_refused_before_it_is_fetched(
+    hub: FakeHub, client: Client
+) -> None:
+    without = {name: data for name, data in FOLDER.items() if name != "model.safetensors"}
+    hub.repos["org/pickles"] = {**without, "pytorch_model.bin": b"pickle"}
+    hub.repos["org/empty"] = without
+    hub.repos["org/mute"] = {name: data for name, data in FOLDER.items() if name != "tokenizer.json"}
+    client("org/pickles", "org/empty", "org/mute", want=("hf",), identify=True)
+    assert [line["error"] for line in client.lines] == ["Unsafe", "InvalidInput", "InvalidInput"]
+    assert "has no tokenizer.json" in client.lines[2]["message"]
+    assert not any("/resolve/" in line for line in hub.asked)
+
+
 def test_a_gated_repository_says_whom_to_ask(hub: FakeHub, client: Client) -> None:
     hub.gated = True
     found = client("org/pico", want=("hf",))

@@ -43,16 +43,26 @@ class SharedPrompt:
         one, other = (self._text((Message("user", text),)) for text in ("a", "b"))
         shared = os.path.commonprefix([one, other])
         self._head = shared[: self._last_special(shared)]
-        self.tokens = model.tokenize(self._head, add_bos=model.adds_bos) if self._head else []
+        head = model.tokenize(self._head, add_bos=model.adds_bos) if self._head else []
+        # behind the last special token most prompts share a few more ("user", a line break): most, as a prompt may
+        # begin with what the tokenizer merges with them
+        self._more = os.path.commonprefix([self._own(one), self._own(other)])
+        self.tokens = head + self._more
 
-    def tail(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a conversation after the shared ones.
+    def split(self, messages: Sequence[Message]) -> tuple[int, list[int]]:
+        """How many of the shared tokens a conversation begins with, and its own tokens after these.
 
         Raises InvalidInput where the model's template does not keep the shared text as it is.
         """
         text = self._text(messages)
         if not text.startswith(self._head):
             raise InvalidInput("the chat template changes the system text with the prompt", "Use another model.")
+        own = self._own(text)
+        if own[: len(self._more)] == self._more:
+            return len(self.tokens), own[len(self._more) :]
+        return len(self.tokens) - len(self._more), own
+
+    def _own(self, text: str) -> list[int]:
         return self._model.tokenize(text[len(self._head) :], add_bos=self._model.adds_bos and not self._head)
 
     def _text(self, messages: Sequence[Message]) -> str:
@@ -102,9 +112,11 @@ class Answerer:
 
     def request(self, prompt: Prompt, sampling: Sampling) -> Request:
         """The prompt as the engine takes it. Its own seed comes from the run's seed and its id."""
+        shared, tokens = self.shared.split(prompt.messages)
         return Request(
             id=prompt.id,
-            tokens=self.shared.tail(prompt.messages),
+            shared=shared,
+            tokens=tokens,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -236,6 +236,8 @@ def _rope(where: str, row: Architecture, config: dict[str, Any]) -> dict[str, An
         _check_numbers(where, rope, "factor")
     if rope["rope_type"] == "llama3":
         _check_numbers(where, rope, "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        if rope["high_freq_factor"] <= rope["low_freq_factor"]:
+            raise InvalidInput(f"{where}: high_freq_factor is not above low_freq_factor", "Fetch the model again.")
     return rope
 
 
@@ -248,5 +250,5 @@ def _check(where: str, config: dict[str, Any], *names: str) -> None:
 def _check_numbers(where: str, config: dict[str, Any], *names: str) -> None:
     for name in names:
         value = config.get(name)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise InvalidInput(f"{where}: '{name}' is {value!r}, not a number above 0", "Fetch the model again.")

@@ -56,12 +56,15 @@ def whole_file(out: Path) -> Iterator[Path]:
 def run_child(arguments: list[str]) -> Ended:
     """Run this Python with the arguments and wait; it is killed where this process is asked to stop.
 
-    The child has no terminal signals of its own, no secrets, and the working folder is not on its module path.
+    The child does not see the terminal's Ctrl-C nor any secret of the environment, and looks for no module in the
+    working folder.
     """
     package = str(Path(__file__).resolve().parents[2])
     environment = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
-    environment.update(PYTHONSAFEPATH="1", HF_HUB_OFFLINE="1", GGML_NO_BACKTRACE="1")
+    environment.update(HF_HUB_OFFLINE="1", GGML_NO_BACKTRACE="1")
+    if arguments[0] == "-m":  # a script needs its own folder on the path
+        environment["PYTHONSAFEPATH"] = "1"
     child = subprocess.Popen(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,

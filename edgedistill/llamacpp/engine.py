@@ -39,9 +39,10 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt: its tokens after the shared prefix."""
+    """One prompt: how many tokens of the shared prefix it begins with, and its own tokens after these."""
 
     id: str
+    shared: int
     tokens: Sequence[int]
     max_tokens: int
     temperature: float = 0.0
@@ -165,14 +166,17 @@ class BatchEngine:
         return used + needed <= self.room
 
     def _admit(self, number: int, request: Request) -> _Slot:
-        self._lib.llama_memory_seq_cp(self._memory, PREFIX, number, 0, -1)
+        self._lib.llama_memory_seq_cp(self._memory, PREFIX, number, 0, request.shared)
+        state = self._grammar.begin() if self._grammar else None
+        forced = state.forced() if state is not None and self._settings.jump else []
         return _Slot(
             request=request,
-            pending=list(request.tokens),
-            position=self._prefix,
-            state=self._grammar.begin() if self._grammar else None,
+            pending=[*request.tokens, *forced],
+            position=request.shared,
+            state=state,
             random=np.random.default_rng(request.seed) if request.temperature > 0 else None,
             started=time.perf_counter(),
+            answer=forced,
         )
 
     def _step(self, slots: dict[int, _Slot]) -> list[int]:
@@ -199,7 +203,7 @@ class BatchEngine:
         token = _choose(logits, slot)
         if self._model.ends(token):
             return True
-        if not slot.answer:
+        if not slot.first_seconds:
             slot.first_seconds = time.perf_counter() - slot.started
         new = [token]
         if slot.state is not None:
@@ -229,7 +233,7 @@ class BatchEngine:
             tokens=tuple(tokens),
             text=self._model.text(tokens),
             finish_reason="stop" if whole else "length",
-            prompt_tokens=self._prefix + len(slot.request.tokens),
+            prompt_tokens=slot.request.shared + len(slot.request.tokens),
             first_seconds=slot.first_seconds,
             seconds=time.perf_counter() - slot.started,
         )

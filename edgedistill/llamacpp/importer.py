@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["import_gguf"]
 
 STORED = (("F16", "float16"), ("F32", "float32"))
-"""All weights get one type: float16, which holds what a quantized weight holds in a quarter of a float32 model's
-download; float32 only where a value is beyond float16's 65504."""
+"""All weights get one type: float16, finer than any quantized weight at half of float32's size; float32 only where a
+value is beyond float16's 65504. F32 norms are rounded to float16 too, which loses nothing of bfloat16 training."""
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -85,12 +85,13 @@ def _config(gguf: GgufFile, row: Architecture, words: vocabulary.Vocabulary) -> 
         "architectures": [row.hugging_face],
         "model_type": row.model_type,
         **{key: value for key, value in plain.items() if key not in ("rope", "rope_scaling")},
-        "attention_bias": "blk.0.attn_q.bias" in gguf.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in gguf.tensors,
         "tie_word_embeddings": f"{architectures.OUTPUT}.weight" not in gguf.tensors,
         "initializer_range": 0.02,
         **{f"{role}_token_id": words.ids.get(role) for role in ("bos", "eos", "pad")},
     }
+    if any(part.bias == "may" for part in row.blocks):
+        config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
+        config["mlp_bias"] = "blk.0.ffn_up.bias" in gguf.tensors
     if scaling is not None:
         config["rope_scaling"] = scaling
         _check_frequencies(gguf, plain)

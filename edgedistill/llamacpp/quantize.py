@@ -15,24 +15,10 @@ from pathlib import Path
 
 from .. import run
 from ..errors import EdgeDistillError, InvalidInput, MissingRequirement
+from ..records import FILE_TYPES
 from .child import Ended, run_child, whole_file
 
-__all__ = ["FILE_TYPES", "quantize"]
-
-FILE_TYPES = {
-    "F16": 1,
-    "BF16": 32,
-    "Q8_0": 7,
-    "Q6_K": 18,
-    "Q5_K_M": 17,
-    "Q5_K_S": 16,
-    "Q4_K_M": 15,
-    "Q4_K_S": 14,
-    "Q4_0": 2,
-    "Q3_K_M": 12,
-    "Q2_K": 10,
-}
-"""The names of `recipe.QUANT_TYPES` -> llama.h's LLAMA_FTYPE_MOSTLY_* numbers."""
+__all__ = ["quantize"]
 
 MARK = "error: "
 """What the child puts before llama.cpp's lines of level error."""

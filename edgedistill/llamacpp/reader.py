@@ -163,7 +163,8 @@ def dequantized_rows(path: Path, tensor: GgufTensor, first: int, last: int) -> N
     kind = GGMLQuantizationType[tensor.kind]
     data = np.fromfile(path, dtype=np.uint8, count=(last - first) * width, offset=tensor.offset + first * width)
     try:
-        values: NDArray[np.float32] = dequantize(data.reshape(last - first, width), kind)
+        with np.errstate(all="ignore"):  # values that are not finite are the caller's to refuse
+            values: NDArray[np.float32] = dequantize(data.reshape(last - first, width), kind)
     except NotImplementedError as error:
         raise InvalidInput(
             f"{path}: tensor '{tensor.name}' is {tensor.kind}, which cannot be undone here",

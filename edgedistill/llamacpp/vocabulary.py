@@ -78,13 +78,17 @@ def from_folder(folder: Path, size: int) -> Vocabulary:
         raise InvalidInput(
             f"{path}: token id {max(spelled)} is past the embedding's {size} rows", "Resize the model's embeddings."
         )
-    add_bos, add_eos = _added_around(tokenizer, settings)
+    tokens = [spelled.get(number, f"[PAD{number}]") for number in range(size)]
+    if len(set(tokens)) != size:
+        raise InvalidInput(f"{path}: a token is there under two ids", "Fetch the file again.")
+    ids = _special_ids(folder, settings, {entry["content"]: number for number, entry in added.items()}, size)
+    add_bos, add_eos = _added_around(path, tokenizer, settings, {role: tokens[number] for role, number in ids.items()})
     return Vocabulary(
-        tokens=[spelled.get(number, f"[PAD{number}]") for number in range(size)],
+        tokens=tokens,
         types=[_type(number, spelled, added) for number in range(size)],
         merges=[_merge(path, merge) for merge in model["merges"]],
         pre=by_structure(tokenizer),
-        ids=_special_ids(folder, settings, {entry["content"]: number for number, entry in added.items()}, size),
+        ids=ids,
         add_bos=add_bos,
         add_eos=add_eos,
         chat_template=_chat_template(folder, settings),
@@ -102,7 +106,22 @@ def _byte_level_model(path: Path, tokenizer: dict[str, Any]) -> dict[str, Any]:
     normalizer = (tokenizer.get("normalizer") or {"type": "NFC"}).get("type")
     if normalizer != "NFC":
         raise GateMissed(f"{path}: llama.cpp has no normalizer {normalizer}", CHECKOUT)
+    added = tokenizer.get("added_tokens") or []
+    if (
+        not _numbered(model["vocab"])
+        or not isinstance(model.get("merges"), list)
+        or not isinstance(added, list)
+        or not all(isinstance(entry, dict) and _numbered({entry.get("content"): entry.get("id")}) for entry in added)
+    ):
+        raise InvalidInput(f"{path}: its vocab, merges or added_tokens are not of the form", "Fetch the file again.")
     return model
+
+
+def _numbered(value: Any) -> bool:
+    """Whether this is an object of token -> id."""
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(token, str) and type(number) is int and number >= 0 for token, number in value.items())
 
 
 def _type(number: int, spelled: dict[int, str], added: dict[int, Any]) -> int:
@@ -146,15 +165,23 @@ def _special_ids(folder: Path, settings: dict[str, Any], added: dict[str, int], 
     return ids
 
 
-def _added_around(tokenizer: dict[str, Any], settings: dict[str, Any]) -> tuple[bool | None, bool | None]:
-    """Whether bos and eos are put around every text: the post-processor says, else tokenizer_config."""
+def _added_around(
+    path: Path, tokenizer: dict[str, Any], settings: dict[str, Any], special: dict[str, str]
+) -> tuple[bool | None, bool | None]:
+    """Whether bos and eos are put around every text: the post-processor says, else tokenizer_config.
+
+    Raises GateMissed where other tokens than these are put there.
+    """
     add_bos, add_eos = settings.get("add_bos_token"), settings.get("add_eos_token")
     processor = tokenizer.get("post_processor") or {}
     steps = processor.get("processors", [processor]) if processor else []
     for step in steps:
-        if step.get("type") == "TemplateProcessing":
-            single = step.get("single") or []
-            return bool(single) and "SpecialToken" in single[0], len(single) > 1 and "SpecialToken" in single[-1]
+        if step.get("type") == "TemplateProcessing" and any("Sequence" in part for part in step.get("single") or []):
+            single = [part.get("SpecialToken", {}).get("id") for part in step.get("single") or []]
+            before, after = single[: single.index(None)], single[single.index(None) + 1 :]
+            if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
+                raise GateMissed(f"{path}: llama.cpp cannot put {single} around a text", CHECKOUT)
+            return bool(before), bool(after)
     if steps:
         return False, False
     return (add_bos if isinstance(add_bos, bool) else None), (add_eos if isinstance(add_eos, bool) else None)
@@ -206,16 +233,17 @@ def from_metadata(path: Path, metadata: dict[str, Any]) -> Vocabulary:
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges", [])
     if not _texts(tokens) or not _texts(merges) or not tokens:
         raise InvalidInput(f"{path}: the GGUF holds no list of tokens and merges", "Fetch the file again.")
-    types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
+    types = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise InvalidInput(f"{path}: the tokens repeat, or have not one type each", "Fetch the file again.")
+    known = {token for token, kind in zip(tokens, types, strict=True) if kind != UNUSED}
     pre = by_name(str(metadata.get("tokenizer.ggml.pre", "default")))
     ids = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in GGUF_ROLES.items()}
     template = metadata.get("tokenizer.chat_template")
     return Vocabulary(
         tokens=tokens,
         types=types,
-        merges=[_gguf_merge(path, merge) for merge in merges],
+        merges=[_gguf_merge(path, merge, known) for merge in merges],
         pre=pre,
         ids={role: number for role, number in ids.items() if type(number) is int and 0 <= number < len(tokens)},
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", pre.adds_bos)),
@@ -228,9 +256,9 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _gguf_merge(path: Path, merge: str) -> tuple[str, str]:
+def _gguf_merge(path: Path, merge: str, known: set[str]) -> tuple[str, str]:
     first, _, second = merge.partition(" ")
-    if not first or not second:
+    if not {first, second, first + second} <= known:
         raise InvalidInput(f"{path}: {merge!r} is no merge", "Fetch the file again.")
     return first, second
 

@@ -55,8 +55,8 @@ class GgufMetadata:
     size_label: str = ""
     finetune: str = ""
     version: str = ""
-    license: str = ""
-    license_link: str = ""
+    licence: str | None = None
+    licence_link: str | None = None
     organization: str = ""
     description: str = ""
     tags: tuple[str, ...] = ()
@@ -182,9 +182,10 @@ def _write_header(
 
 
 def _add_origin(writer: GGUFWriter, metadata: GgufMetadata, size_label: str) -> None:
-    texts = ("name", "organization", "finetune", "basename", "version", "description", "license", "license_link")
-    for key in texts:
-        writer.add_string(f"general.{key.replace('license_', 'license.')}", getattr(metadata, key))
+    for key in ("name", "organization", "finetune", "basename", "version", "description"):
+        writer.add_string(f"general.{key}", getattr(metadata, key))
+    writer.add_string("general.license", metadata.licence or "")
+    writer.add_string("general.license.link", metadata.licence_link or "")
     writer.add_size_label(size_label)
     for key, sources in (("base_model", metadata.base_models), ("dataset", metadata.datasets)):
         if sources:

@@ -6,6 +6,7 @@ from .find import Format, Identity, Weights, fetch, identify
 from .gguf_header import GgufHeader
 from .intake import check_folder, check_gguf
 from .licences import Licence, licence_text, vet_licence
+from .packages import cache_root
 
 __all__ = [
     "Format",

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..errors import InvalidInput, MissingRequirement, Unsafe
 from ..recipe import did_you_mean
+from ..records import FILE_TYPES
 from ..run import Progress
 from . import catalogue, hub, intake, packages
-from .catalogue import Entry, GgufFile, Packages
+from .catalogue import Entry, Hub, Packages
 from .content import file_content, folder_content, model_files, size_of
 
 __all__ = ["Format", "Identity", "Weights", "fetch", "identify"]
@@ -54,6 +54,8 @@ class Weights:
     licence: str | None
     source: str
     size_bytes: int
+    quant: str | None = None
+    """The mix of quant types of a GGUF, by name; None for a folder or an unknown mix."""
 
 
 def identify(ref: str, want: tuple[Format, ...], offline: bool) -> Identity:
@@ -88,8 +90,8 @@ def fetch(ref: str, want: tuple[Format, ...], offline: bool, progress: Progress)
             )
         path, source = _download(_parse(ref), found, progress)
         found = replace(found, source=source)
-    sha256, licence = _vet(found, path)
-    return Weights(found.name, path, found.format, sha256, licence, found.source, size_of(path))
+    sha256, licence, quant = _vet(found, path)
+    return Weights(found.name, path, found.format, sha256, licence, found.source, size_of(path), quant)
 
 
 def _parse(ref: str) -> Path | Entry | tuple[str, str | None]:
@@ -146,14 +148,13 @@ def _identify_hub(repo: str, file: str | None, want: tuple[Format, ...], offline
     if cached is not None:
         return _identify_cached(name, repo, file, cached)
     info = None if offline else hub.describe(repo)
-    files = {} if info is None else hub.folder_files(info.files) if file is None else info.files
-    size = sum(item.size_bytes for item in files.values()) if file is None else None
-    sha256 = None
-    if file is not None and info is not None:
-        one = info.file(file)
-        size, sha256 = one.size_bytes, one.sha256
+    size, sha256 = None, None
+    if info is not None and file is None:
+        size = sum(item.size_bytes for item in hub.folder_files(info).values())
+    elif info is not None and file is not None:
+        size, sha256 = info.file(file).size_bytes, info.file(file).sha256
     licence = _licence(sha256, info.licence if info else None)
-    return Identity(name, _format(file), sha256, licence, size or None, False, _hub_source(repo, info, file))
+    return Identity(name, _format(file), sha256, licence, size, False, _hub_source(repo, info, file))
 
 
 def _identify_cached(name: str, repo: str, file: str | None, path: Path) -> Identity:
@@ -187,16 +188,15 @@ def _identify_entry(entry: Entry, want: tuple[Format, ...], offline: bool) -> Id
     for form in want:
         if form == "gguf":
             file = entry.gguf
-            source = next(_labels(file))
+            source = " or ".join(_label(source) for source in file.sources)
             return Identity(entry.name, "gguf", file.sha256, entry.licence, file.size_bytes, False, source)
         if entry.hf and (want[-1] == "hf" or (not offline and _on_hub(entry.hf))):
             return replace(_identify_hub(entry.hf, None, ("hf",), offline), name=entry.name, licence=entry.licence)
     raise InvalidInput(f"{entry.name}: has no Hugging Face folder in the catalogue", "Give org/repo or a local folder.")
 
 
-def _labels(file: GgufFile) -> Iterator[str]:
-    for source in file.sources:
-        yield f"packages:{source.label}" if isinstance(source, Packages) else f"hub:{source.repo}:{source.file}"
+def _label(source: Hub | Packages) -> str:
+    return f"packages:{source.label}" if isinstance(source, Packages) else f"hub:{source.repo}:{source.file}"
 
 
 def _on_hub(repo: str) -> bool:
@@ -208,28 +208,29 @@ def _on_hub(repo: str) -> bool:
 
 
 def _cached_folder(entry: Entry) -> Identity | None:
-    path = hub.cached_folder(entry.hf) if entry.hf else None
+    if entry.hf is None:
+        return None
+    path = hub.cached_folder(entry.hf)
     if path is None:
         return None
-    assert entry.hf is not None
     return replace(_identify_cached(entry.name, entry.hf, None, path), licence=entry.licence)
 
 
 def _cached_gguf(entry: Entry) -> Identity | None:
     """The entry's GGUF in our cache or the hub's, by its name there; `fetch` holds the content against the hash."""
-    for source in entry.gguf.sources:
+    file = entry.gguf
+    for source in file.sources:
         if isinstance(source, Packages):
-            path: Path | None = packages.cached(entry.gguf)
-            label = f"packages:{source.label}"
+            path = packages.cached(file)
+            label = _label(source)
         else:
-            path = hub.cached_file(source.repo, source.file)
-            label = ""
-            if path is not None:
-                label = f"hub:{source.repo}@{hub.snapshot_of(path, source.file).name}:{source.file}"
-                path = path if (hub.stated_sha256(path) or file_content(path)) == entry.gguf.sha256 else None
-        if path is not None and path.is_file() and path.stat().st_size == entry.gguf.size_bytes:
-            gguf = entry.gguf
-            return Identity(entry.name, "gguf", gguf.sha256, entry.licence, gguf.size_bytes, True, label, path)
+            on_hub = hub.cached_file(source.repo, source.file)
+            if on_hub is None or (hub.stated_sha256(on_hub) or file_content(on_hub)) != file.sha256:
+                continue
+            path = on_hub
+            label = f"hub:{source.repo}@{hub.snapshot_of(path, source.file).name}:{source.file}"
+        if path.is_file() and path.stat().st_size == file.size_bytes:
+            return Identity(entry.name, "gguf", file.sha256, entry.licence, file.size_bytes, True, label, path)
     return None
 
 
@@ -251,7 +252,7 @@ def _download(place: Path | Entry | tuple[str, str | None], found: Identity, pro
 
 def _from_hub(info: hub.HubRepo, file: str | None, progress: Progress) -> tuple[Path, str]:
     if file is None:
-        folder = hub.fetch_files(info, list(hub.folder_files(info.files)), progress)
+        folder = hub.fetch_files(info, list(hub.folder_files(info)), progress)
         return folder, _hub_source(info.repo, info, None)
     card = ["README.md"] if "README.md" in info.files else []
     folder = hub.fetch_files(info, [*card, file], progress)
@@ -274,8 +275,8 @@ def _download_gguf(entry: Entry, progress: Progress) -> tuple[Path, str]:
     raise MissingRequirement(f"{entry.name}: none of its sources answers", "Check the network, or give a local path.")
 
 
-def _vet(found: Identity, path: Path) -> tuple[str, str | None]:
-    """Content hash and licence of weights that have passed the gate.
+def _vet(found: Identity, path: Path) -> tuple[str, str | None, str | None]:
+    """Content hash, licence and quant type of weights that have passed the gate.
 
     Raises Unsafe, and removes them from a cache, where their content is not what it must be.
     """
@@ -284,7 +285,7 @@ def _vet(found: Identity, path: Path) -> tuple[str, str | None]:
             for file in model_files(path):
                 hub.check_hash(file)
         intake.check_folder(path)
-        return folder_content(path), found.licence
+        return folder_content(path), found.licence, None
     if found.source.startswith("hub:"):
         hub.check_hash(path)
     sha256 = file_content(path)
@@ -295,4 +296,5 @@ def _vet(found: Identity, path: Path) -> tuple[str, str | None]:
             f"{path}: its sha256 is {sha256}, not {found.sha256}", "It is damaged or was changed: fetch it again."
         )
     header = intake.check_gguf(path)
-    return sha256, _licence(sha256, found.licence or header.license)
+    quant = next((name for name, number in FILE_TYPES.items() if number == header.file_type), None)
+    return sha256, _licence(sha256, found.licence or header.license), quant

@@ -128,9 +128,20 @@ def _card_licence(card: Any) -> str | None:
     return plain_text(licence)
 
 
-def folder_files(files: dict[str, HubFile]) -> dict[str, HubFile]:
-    """The files of a repository that a Hugging Face folder needs: weights, configuration, tokenizer, papers."""
-    return {name: file for name, file in sorted(files.items()) if "/" not in name and _allowed(name)}
+def folder_files(info: HubRepo) -> dict[str, HubFile]:
+    """The files that a Hugging Face folder needs: weights, configuration, tokenizer, papers.
+
+    Raises Unsafe where the weights are there only in a format that can run code, InvalidInput where a file is missing.
+    """
+    files = {name: file for name, file in sorted(info.files.items()) if "/" not in name and _allowed(name)}
+    if not any(name.endswith(".safetensors") for name in files):
+        if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in info.files):
+            raise Unsafe(f"{info.repo}: its weights are pickles, which can run code", "Use one that has safetensors.")
+        raise InvalidInput(f"{info.repo}: has no safetensors", "Give a repository of a whole model in 16 bits.")
+    for name in ("config.json", "tokenizer.json"):
+        if name not in files:
+            raise InvalidInput(f"{info.repo}: has no {name}", "Give a repository of a whole model in 16 bits.")
+    return files
 
 
 def _allowed(name: str) -> bool:

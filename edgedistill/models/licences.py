@@ -176,7 +176,8 @@ def _parse(licence: str) -> Any:
 
     try:
         return Licensing().parse(licence)
-    except ExpressionError:
+    except (ExpressionError, AssertionError, AttributeError, LookupError, TypeError):
+        # The library's parser trips over some malformed expressions, such as "MIT OR ()".
         return licence
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..chat import json_instance, with_system
+from ..chat import json_instance
 from ..errors import InvalidInput
 from ..recipe import CurateSettings, Recipe, load_schema
 from ..records import Completion, Example, Message, Prompt, json_lines, read_prompts
@@ -29,8 +29,7 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     kept: list[Example] = []
     rejected: list[dict[str, Any]] = []
     for number, (prompt, completion) in enumerate(zip(prompts, answers(run, prompts), strict=True), start=1):
-        answer = Message("assistant", completion.text)
-        example = Example(prompt.id, (*with_system(recipe.student.system, prompt.messages), answer))
+        example = Example(prompt.id, (*prompt.messages, Message("assistant", completion.text)))
         reason = screen.reject(prompt, completion)
         if reason is None:
             kept.append(example)

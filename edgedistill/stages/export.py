@@ -56,7 +56,7 @@ def export(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     progress("merging", 1, 1)
     metadata = GgufMetadata(
         name=recipe.name, basename=weights.name, finetune=recipe.name, version=recipe.package.version,
-        licence=weights.licence,
+        license=weights.licence or "",
     )
     write_gguf(folder, out / F16_NAME, metadata, progress)
     prompts = read_prompts(run.folder("prompts") / "prompts.jsonl")[:PROBES]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..chat import with_system
 from ..errors import InvalidInput
 from ..llamacpp.importer import import_gguf
 from ..models import Weights, cache_root, fetch
-from ..recipe import Recipe, TrainSettings
+from ..recipe import Recipe
 from ..records import Example, messages_of, read_rows
 from ..run import Progress, Run
 from ..students import TrainingData, TrainStep, load_student
@@ -25,8 +27,8 @@ def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
     weights, base = base_folder(recipe, run, progress)
     encoder = Encoder(base)
     data = TrainingData(
-        train=encoded(encoder, run.folder("curate") / "train.jsonl", recipe.train),
-        valid=encoded(encoder, run.folder("curate") / "valid.jsonl", recipe.train),
+        train=encoded(encoder, run.folder("curate") / "train.jsonl", recipe),
+        valid=encoded(encoder, run.folder("curate") / "valid.jsonl", recipe),
         seed=recipe.seed,
     )
     student = load_student(recipe.student, base)
@@ -50,16 +52,20 @@ def base_folder(recipe: Recipe, run: Run, progress: Progress) -> tuple[Weights, 
     return weights, folder
 
 
-def encoded(encoder: Encoder, path: Path, settings: TrainSettings) -> list[EncodedExample]:
-    """The rows of a file as token ids.
+def encoded(encoder: Encoder, path: Path, recipe: Recipe) -> list[EncodedExample]:
+    """The rows of a file as token ids, behind the student's system text.
 
     Raises InvalidInput that names a row longer than `train.max_length`: a cut row would teach a cut answer.
     """
-    rows = [encoder.example(example) for example in read_examples(path)]
+    longest = recipe.train.max_length
+    rows = [
+        encoder.example(replace(example, messages=with_system(recipe.student.system, example.messages)))
+        for example in read_examples(path)
+    ]
     for row in rows:
-        if len(row.tokens) > settings.max_length:
+        if len(row.tokens) > longest:
             raise InvalidInput(
-                f"{path}: row {row.id} has {len(row.tokens)} tokens, train.max_length is {settings.max_length}",
+                f"{path}: row {row.id} has {len(row.tokens)} tokens, train.max_length is {longest}",
                 "Raise train.max_length or drop the row.",
             )
     return rows

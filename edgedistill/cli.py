@@ -1,0 +1,196 @@
+"""The command line: read options, call one function, print what came of it.
+
+Nothing heavy is imported before a command is called: `--help` needs neither pydantic nor numpy nor any ML library.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from . import __version__
+from .errors import EdgeDistillError
+from .stages import STAGES, Stage
+
+__all__ = ["cli"]
+
+
+class Commands(click.RichGroup):
+    """Shows an EdgeDistillError as one line and a hint; lets every other error through."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgeDistillError as error:
+            if os.environ.get("EDGEDISTILL_DEBUG"):
+                raise
+            click.echo(f"error: {error.message}", err=True)
+            if error.hint:
+                click.echo(f"hint: {error.hint}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+
+
+def recipe_argument(function: Any) -> Any:
+    return click.argument("recipe", type=click.Path(path_type=Path))(function)
+
+
+def run_argument(function: Any) -> Any:
+    return click.argument("run", type=click.Path(path_type=Path))(function)
+
+
+def run_options(function: Any) -> Any:
+    """The flags of every command that runs stages."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress, no notes."),
+        click.option("--offline", is_flag=True, help="Use only models that are on this machine; open no connection."),
+        click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of runs."),
+    ):
+        function = option(function)
+    return function
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+offline_option = click.option("--offline", is_flag=True, help="Use only models that are on this machine.")
+llama_cpp_option = click.option(
+    "--llama-cpp",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A llama.cpp checkout, to convert an architecture that is not in our table.",
+)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgedistill")
+def cli() -> None:
+    """Turn a big open-weight model into a small one that answers in 100-500 ms on your own hardware, and prove it."""
+
+
+@cli.command()
+@recipe_argument
+@click.option("--from", "redo_from", type=click.Choice([s.name for s in STAGES]), help="Redo this stage and the rest.")
+@llama_cpp_option
+@run_options
+def run(recipe: Path, **flags: Any) -> None:
+    """Run every stage of RECIPE that is not yet done, and print the verdict."""
+    from .commands.run import run_all
+
+    raise SystemExit(run_all(recipe, **flags))
+
+
+@cli.command()
+@recipe_argument
+@run_options
+def check(recipe: Path, **flags: Any) -> None:
+    """Refuse in the first second what would fail in the third hour."""
+    from .commands.check import show_check
+
+    show_check(recipe, **flags)
+
+
+@cli.command()
+@recipe_argument
+@run_options
+def status(recipe: Path, **flags: Any) -> None:
+    """Show where each stage of RECIPE stands."""
+    from .commands.status import show_status
+
+    show_status(recipe, **flags)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def init(folder: Path, as_json: bool) -> None:
+    """Write a recipe of your own, with comments, into FOLDER."""
+    from .commands.init import write_recipe
+
+    write_recipe(folder, as_json)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--format", "wanted", type=click.Choice(["gguf", "hf"]), default="gguf", show_default=True)
+@offline_option
+@json_option
+def fetch(model: str, wanted: str, offline: bool, as_json: bool) -> None:
+    """Download MODEL (a catalogue name, org/repo:file, org/repo) and check its hash."""
+    from .commands.fetch import fetch_model
+
+    fetch_model(model, wanted, offline, as_json)
+
+
+@cli.command()
+@run_argument
+@json_option
+def report(run: Path, as_json: bool) -> None:
+    """Show what came of RUN, and write its report.html."""
+    from .commands.report import show_report
+
+    show_report(run, as_json)
+
+
+@cli.command()
+@run_argument
+@click.option("--requests-per-month", type=click.IntRange(min=1), required=True)
+@click.option("--api-price-in", type=click.FloatRange(min=0), required=True, help="Per million input tokens.")
+@click.option("--api-price-out", type=click.FloatRange(min=0), required=True, help="Per million output tokens.")
+@click.option("--hardware-cost", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--power-watts", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--kwh-price", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@json_option
+def payoff(run: Path, as_json: bool, **prices: Any) -> None:
+    """When the student of RUN has paid for itself, from what was measured in it."""
+    from .commands.payoff import show_payoff
+
+    show_payoff(run, as_json, **prices)
+
+
+@cli.command(help=f"{next(s.help for s in STAGES if s.name == 'evaluate')} TARGET is a recipe or a run folder.")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--eval", "eval_file", type=click.Path(path_type=Path), help="Another eval file; the run is not touched.")
+@run_options
+def evaluate(target: Path, eval_file: Path | None, **flags: Any) -> None:
+    from .commands.measure import evaluate_target
+
+    evaluate_target(target, eval_file, **flags)
+
+
+@cli.command(help=f"{next(s.help for s in STAGES if s.name == 'bench')} TARGETS: a recipe, a run, or GGUF files.")
+@click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--recipe", type=click.Path(path_type=Path), help="Whose prompts time GGUF files.")
+@run_options
+def bench(targets: tuple[Path, ...], recipe: Path | None, **flags: Any) -> None:
+    from .commands.measure import bench_targets
+
+    bench_targets(targets, recipe, **flags)
+
+
+@cli.command(help=next(s.help for s in STAGES if s.name == "package"))
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.option("--verify", type=click.Path(path_type=Path), help="Check a packaged folder: sums and golden answers.")
+@run_options
+def package(recipe: Path | None, verify: Path | None, **flags: Any) -> None:
+    from .commands.package import package_or_verify
+
+    package_or_verify(recipe, verify, **flags)
+
+
+def add_stage_command(stage: Stage) -> None:
+    @cli.command(name=stage.name, help=f"{stage.help} One stage of RECIPE.")
+    @recipe_argument
+    @llama_cpp_option
+    @run_options
+    def run_one(recipe: Path, **flags: Any) -> None:
+        from .commands.run import run_stage
+
+        run_stage(recipe, stage.name, **flags)
+
+
+for _stage in STAGES:
+    if _stage.name not in cli.commands:
+        add_stage_command(_stage)

@@ -1,0 +1,163 @@
+"""The pipeline on one screen: the stages in order, what each depends on, and how a run goes through them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .check import check
+from .errors import EdgeDistillError, InvalidInput
+from .models import identify
+from .recipe import TABLES, Recipe, load_recipe
+from .records import digest
+from .report.page import write_report
+from .run import Progress, Run, file_sha256, open_run, orderly_stop, stop_if_asked, write_whole
+from .stages import STAGES, Stage
+
+__all__ = ["STAGES", "RunSettings", "load_run", "run_recipe", "run_stages", "stage_keys"]
+
+
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where and how to run: what the flags of a command say, never what is made."""
+
+    runs: Path = Path("runs")
+    offline: bool = False
+    only: str | None = None
+    redo_from: str | None = None
+    llama_cpp: Path | None = None
+    """A llama.cpp checkout whose converter writes the GGUF of an architecture that is not in our table."""
+
+
+def stage_keys(recipe: Recipe, run: Run) -> dict[str, str]:
+    """The key of every stage: the key before it, its tables, the content of their files and of the models named."""
+    common = {"name": recipe.name, "seed": recipe.seed, "schema": contents(recipe, None)}
+    models = {
+        "teacher": lambda: identify(recipe.teacher.model, ("gguf",), run.offline).sha256,
+        "student": lambda: identify(recipe.student.model, ("hf", "gguf"), run.offline).sha256,
+    }
+    keys: dict[str, str] = {}
+    key = digest(common)
+    for stage in STAGES:
+        parts: list[Any] = [key]
+        for table in stage.reads:
+            parts += [getattr(recipe, table).model_dump(mode="json"), contents(recipe, table)]
+            if table in models:
+                parts.append(models[table]())
+        parts += [contents(recipe, table) for table in stage.files_of]
+        key = keys[stage.name] = digest(parts)
+    return keys
+
+
+def contents(recipe: Recipe, table: str | None) -> dict[str, str]:
+    """The sha256 of each file that a table names."""
+    return {name: file_sha256(path) for name, path in recipe.files(table).items() if path.is_file()}
+
+
+def run_stages(
+    recipe: Recipe, run: Run, progress: Progress, only: str | None = None, redo_from: str | None = None
+) -> list[str]:
+    """Run every stage that is not done, or one alone; return the names of those that ran.
+
+    Raises EdgeDistillError where a stage was made from another recipe: paid-for work is not redone unasked.
+    """
+    keys = stage_keys(recipe, run)
+    todo = planned(run, keys, only, redo_from)
+    if todo:
+        keep_recipe(recipe, run)
+    for stage, afresh in todo:
+        run_stage(stage, keys[stage.name], (recipe, run, progress), afresh)
+    return [stage.name for stage, _ in todo]
+
+
+def planned(
+    run: Run, keys: dict[str, str], only: str | None, redo_from: str | None
+) -> list[tuple[Stage, bool]]:
+    """The stages to run, each with whether it starts in an empty folder."""
+    todo: list[tuple[Stage, bool]] = []
+    for stage in STAGES:
+        redo = redo_from is not None and NAMES.index(stage.name) >= NAMES.index(redo_from)
+        if only is not None and stage.name != only:
+            must_be_done(run, stage, keys, until=only)
+            continue
+        state = run.state(stage.name, keys[stage.name])
+        if state == "done" and not redo and not todo:
+            continue
+        if state == "stale" and not redo:
+            raise EdgeDistillError(
+                f"'{stage.name}' in {run.path} was made from another recipe",
+                f"Redo it with --from {stage.name}, or give the recipe a new name.",
+            )
+        # teach is never emptied: answers that were paid for outlive a redo, and their row keys say which still hold
+        afresh = redo or not stage.resumes or state == "done"
+        todo.append((stage, afresh and stage.name != "teach"))
+    return todo
+
+
+def run_stage(stage: Stage, key: str, work: tuple[Recipe, Run, Progress], afresh: bool) -> None:
+    """Run one stage between its two records."""
+    recipe, run, progress = work
+    function: Callable[..., dict[str, Any]] = getattr(import_module(f"{__package__}.stages.{stage.name}"), stage.name)
+    folder = run.begin(stage.name, key, afresh)
+    started = time.monotonic()
+    summary = function(recipe, run, folder, progress)
+    run.finish(stage.name, key, summary, time.monotonic() - started)
+    stop_if_asked()
+
+
+def must_be_done(run: Run, stage: Stage, keys: dict[str, str], until: str) -> None:
+    """Raise InvalidInput where a stage before `until` is not done."""
+    if NAMES.index(stage.name) > NAMES.index(until):
+        return
+    state = run.state(stage.name, keys[stage.name])
+    if state != "done":
+        raise InvalidInput(
+            f"'{until}' needs '{stage.name}', which is {state}", f"Run it first: edgedistill {stage.name} RECIPE"
+        )
+
+
+def keep_recipe(recipe: Recipe, run: Run) -> None:
+    """Copy the recipe and the files that it names into the run, so that the run explains itself."""
+    write_whole(run.path / "recipe.toml", recipe.path.read_bytes())
+    kept = run.path / "recipe" / "this"
+    write_whole(kept / "recipe.toml", recipe.path.read_bytes())
+    for table in (None, *TABLES):
+        for path in recipe.files(table).values():
+            relative = os.path.relpath(path, recipe.path.parent)
+            copy = Path(os.path.normpath(kept / relative))
+            if not Path(relative).is_absolute() and copy.is_relative_to(run.path / "recipe"):
+                write_whole(copy, path.read_bytes())
+
+
+def load_run(folder: Path, offline: bool = False) -> tuple[Recipe, Run]:
+    """A run and the recipe that it was made from, as it was then.
+
+    Raises EdgeDistillError where the folder is no run.
+    """
+    run = open_run(folder)
+    run.offline = offline
+    return load_recipe(run.path / "recipe" / "this" / "recipe.toml"), run
+
+
+def run_recipe(path: Path, run_settings: RunSettings, progress: Progress) -> tuple[Run, list[str]]:
+    """Run a recipe, or one stage of it, under the run's lock; return the run and the stages that ran.
+
+    Raises what `check` raises, before anything is begun; GateMissed where no candidate is good enough.
+    """
+    recipe = load_recipe(path)
+    run = Run(run_settings.runs / recipe.name, run_settings.offline, run_settings.llama_cpp)
+    with run.lock(), orderly_stop():
+        check(recipe, run)
+        try:
+            return run, run_stages(recipe, run, progress, run_settings.only, run_settings.redo_from)
+        finally:
+            if run.record("bench") is not None:
+                write_report(recipe, run)

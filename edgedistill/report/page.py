@@ -1,0 +1,147 @@
+"""The report of a run as one HTML file: no script, nothing from elsewhere, every text of a stranger escaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..recipe import Recipe
+from ..run import Run, write_whole
+from .charts import latency_chart, loss_chart, rejection_chart
+from .summary import document, training_points
+from .wording import duration, interval, megabytes, milliseconds, one_line, percent, plain, visible
+
+__all__ = ["page", "write_report"]
+
+SHOWN_DISAGREEMENTS = 20
+LONGEST_TEXT = 400
+
+
+def write_report(recipe: Recipe, run: Run) -> Path:
+    """Write `report.html` of a run, whole or not at all; return its path."""
+    path = run.path / "report.html"
+    write_whole(path, page(document(recipe, run), training_points(run)).encode())
+    return path
+
+
+def page(document: dict[str, Any], points: Sequence[dict[str, Any]]) -> str:
+    """The HTML text for a run's document and the points of its training."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "ms": milliseconds,
+        "mb": megabytes,
+        "duration": duration,
+        "plain": plain,
+        "short": lambda text: one_line(text, LONGEST_TEXT),
+    }
+    charts = {
+        "latency": latency_chart(document["candidates"], document["target"], document["chosen"]),
+        "loss": loss_chart(points),
+        "rejected": rejection_chart(document["data"]["rejected"]),
+    }
+    source = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    html = environment.from_string(source).render(
+        document=document,
+        charts=charts,
+        shown=_named(document, document["best"]),
+        teacher=next((one for one in document["candidates"] if one["kind"] == "teacher"), None),
+        fields=_fields(document["candidates"]),
+        tags=_tags(document),
+        waterfall=_waterfall(document["data"]),
+        disagreements=_disagreements(document["disagreements"]),
+    )
+    return visible(html)
+
+
+def _named(document: dict[str, Any], name: str | None) -> dict[str, Any] | None:
+    return next((one for one in document["candidates"] if one["name"] == name), None)
+
+
+def _fields(candidates: Sequence[dict[str, Any]]) -> list[str]:
+    """Every field of the right answers, in their order."""
+    return list(dict.fromkeys(field for one in candidates for field in (one["eval"] or {}).get("fields", {})))
+
+
+def _tags(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Set, tag, and how many rows there are and what share is right by candidate's name; hardest for the best first."""
+    best = document["best"]
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in document["candidates"]:
+        if one["name"] != best and one["kind"] != "teacher":
+            continue
+        for kind in ("edge", "eval"):
+            for tag, counted in ((one[kind] or {}).get("tags") or {}).items():
+                row = rows.setdefault((kind, tag), {"n": counted["n"]})
+                row["teacher" if one["kind"] == "teacher" else "best"] = counted["exact"]
+    ordered = sorted(rows.items(), key=lambda item: (item[0][0], item[1].get("best") or 0.0, item[0][1]))
+    return [(kind, tag, row) for (kind, tag), row in ordered]
+
+
+def _waterfall(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """What became of the prompts, step by step: what it is, how many, and the change where there is one."""
+    steps: list[dict[str, Any]] = []
+    if data["prompts"] is not None:
+        steps.append(
+            {"what": "prompts in the file", "count": data["prompts"] + (data["repeated"] or 0), "change": None}
+        )
+        if data["repeated"]:
+            steps.append({"what": "repeat an earlier prompt", "count": None, "change": -data["repeated"]})
+    if data["taught"] is not None:
+        steps.append({"what": "answered by the teacher", "count": data["taught"], "change": None})
+    for reason, count in sorted(data["rejected"].items(), key=lambda item: (-item[1], item[0])):
+        steps.append({"what": f"thrown out: {reason}", "count": None, "change": -count})
+    if data["train"] is not None:
+        steps.append({"what": "to learn from", "count": data["train"], "change": None})
+        steps.append({"what": "to measure the loss on", "count": data["valid"], "change": None})
+    largest = max((step["count"] or 0 for step in steps), default=0) or 1
+    return [{**step, "share": (step["count"] or -step["change"]) / largest} for step in steps]
+
+
+def _disagreements(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The worst rows: those where the student is wrong and the teacher right, most fields apart, first."""
+    judged = [
+        {
+            **row,
+            "expected": None if row["expected"] is None else _text(row["expected"]),
+            "student_right": None if row["expected"] is None else _same(row["student"], row["expected"]),
+            "teacher_right": None if row["expected"] is None else _same(row["teacher"], row["expected"]),
+            "apart": _apart(row["student"], row["teacher"] if row["expected"] is None else row["expected"]),
+        }
+        for row in rows
+    ]
+    judged.sort(key=lambda row: (row["student_right"] is True, row["teacher_right"] is False, -row["apart"]))
+    return judged[:SHOWN_DISAGREEMENTS]
+
+
+def _text(value: Any) -> str:
+    """An answer as the models write it: JSON without spaces, or the text itself."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _value(answer: Any) -> Any:
+    """The JSON value of an answer that is one, else its stripped text."""
+    if not isinstance(answer, str):
+        return answer
+    try:
+        return json.loads(answer)
+    except ValueError:
+        return answer.strip()
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(_value(one) == _value(other))
+
+
+def _apart(one: Any, other: Any) -> int:
+    """In how many fields two answers differ; texts and other values differ in one or none."""
+    first, second = _value(one), _value(other)
+    if isinstance(first, dict) and isinstance(second, dict):
+        return sum(first.get(key) != second.get(key) for key in first.keys() | second.keys())
+    return 0 if first == second else 99 if isinstance(second, dict) else 1

@@ -1,0 +1,172 @@
+"""A run as one document: the verdict, every candidate, and all that the figures depend on.
+
+It is made from what the stages left; of a run that is under way it holds what is there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..errors import EdgeDistillError
+from ..models.licences import LICENCES
+from ..recipe import Recipe
+from ..records import read_rows
+from ..run import Run, file_sha256
+from .judge import Judgement, judge
+
+__all__ = ["document", "judge", "training_points"]
+
+BENCH_KEYS = (
+    "latency_ms",
+    "tokens_per_s",
+    "prompt_tokens_mean",
+    "shared_tokens",
+    "completion_tokens_mean",
+    "load_ms",
+    "peak_memory_bytes",
+)
+MODEL_KEYS = ("name", "quant", "sha256", "source", "licence", "imported_from_quant")
+
+
+def document(recipe: Recipe, run: Run) -> dict[str, Any]:
+    """The document of a run, JSON-able: `candidates`, `verdict`, `chosen`, `reasons` and their conditions.
+
+    Raises EdgeDistillError where a file of the run is damaged.
+    """
+    evaluation = _read(run, "evaluate", "evaluation.json") or {}
+    bench = _read(run, "bench", "bench.json") or {}
+    candidates = _candidates(evaluation.get("candidates", []), bench.get("candidates", []))
+    judgement = _judged(candidates, recipe)
+    stages = _stages(run)
+    last: dict[str, Any] = next((stage for stage in reversed(stages) if stage["finished"]), {})
+    return {
+        "recipe": {
+            "name": recipe.name,
+            "description": recipe.description,
+            "sha256": file_sha256(run.path / "recipe.toml"),
+        },
+        "verdict": judgement.verdict,
+        "chosen": judgement.chosen,
+        "best": judgement.best,
+        "reasons": list(judgement.reasons),
+        "bars": {
+            name: [{"name": bar.name, "passed": bar.passed, "sentence": bar.sentence} for bar in bars]
+            for name, bars in judgement.bars.items()
+        },
+        "candidates": candidates,
+        "files": {"eval": None, "edge": None, **evaluation.get("files", {})},
+        "disagreements": evaluation.get("disagreements", []),
+        "target": {"target_ms": list(recipe.bench.target_ms), "percentile": recipe.bench.percentile},
+        "conditions": bench.get("conditions", {}),
+        "machine": bench.get("machine") or last.get("machine", {}),
+        "versions": last.get("versions", {}),
+        "stages": [{key: stage[key] for key in ("name", "finished", "seconds", "finished_at")} for stage in stages],
+        "data": _data(run),
+        "training": _training(run),
+        "quality": _read(run, "quantize", "quality.json") or {},
+        "parity": _read(run, "export", "parity.json") or {},
+        "models": {"teacher": _teacher(run), "student": _base(run)},
+    }
+
+
+def training_points(run: Run) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, or nothing where the training has not ended."""
+    path = run.folder("train") / "metrics.jsonl"
+    return [row for _, row in read_rows(path)] if path.is_file() else []
+
+
+def _judged(candidates: list[dict[str, Any]], recipe: Recipe) -> Judgement:
+    """The verdict over the teacher and those students that may be packaged: the quants that the recipe asks for."""
+    asked = [one for one in candidates if one["kind"] != "student" or one["quant"] in recipe.quantize.types]
+    return judge(asked, recipe.accept, recipe.bench)
+
+
+def _read(run: Run, stage: str, name: str) -> Any:
+    """A JSON file that a stage left, or None where it is not there."""
+    path = run.folder(stage) / name
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EdgeDistillError(f"{path}: not JSON ({error})", f"Redo it with --from {stage}.") from error
+
+
+def _candidates(evaluated: list[dict[str, Any]], timed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scores and times of each candidate, one row a candidate, in the order of the evaluation.
+
+    The untrained student is not timed, so that kind and quant name a row of both.
+    """
+    times = {(one["kind"], one["quant"]): one for one in timed}
+    rows = []
+    for one in evaluated:
+        bench = times.pop((one["kind"], one["quant"]), {}) if one["kind"] != "base" else {}
+        rows.append({"eval": None, "edge": None, **one, **_times(bench)})
+    for one in times.values():
+        identity = {key: one[key] for key in ("name", "kind", "quant", "size_bytes", "sha256")}
+        rows.append({**identity, "eval": None, "edge": None, **_times(one)})
+    return rows
+
+
+def _times(bench: dict[str, Any]) -> dict[str, Any]:
+    return {key: bench.get(key) for key in BENCH_KEYS}
+
+
+def _stages(run: Run) -> list[dict[str, Any]]:
+    """What each stage recorded, in the order in which they began."""
+    found = []
+    for path in sorted(run.path.glob("*/stage.json")):
+        record = run.record(path.parent.name)
+        if record is not None:
+            found.append({"name": path.parent.name, "seconds": None, "finished_at": None, **record})
+    return sorted(found, key=lambda stage: (stage.get("started_at") or "", stage["finished_at"] or "~"))
+
+
+def _summary(run: Run, stage: str) -> dict[str, Any]:
+    record = run.record(stage) or {}
+    summary: dict[str, Any] = record.get("summary") or {}
+    return summary
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """How many prompts there were, and where they went."""
+    prompts, stats = _summary(run, "prompts"), _read(run, "curate", "stats.json") or {}
+    return {
+        "repeated": prompts.get("dropped"),
+        "prompts": prompts.get("kept", stats.get("prompts")),
+        "taught": _summary(run, "teach").get("rows"),
+        "rejected": stats.get("rejected", {}),
+        "train": stats.get("train"),
+        "valid": stats.get("valid"),
+    }
+
+
+def _training(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in _summary(run, "train").items() if key != "base"}
+
+
+def _teacher(run: Run) -> dict[str, Any]:
+    return _model(_summary(run, "teach").get("teacher") or {}, _packaged(run, "teacher"))
+
+
+def _base(run: Run) -> dict[str, Any]:
+    return _model(_summary(run, "train").get("base") or {}, _packaged(run, "student"))
+
+
+def _packaged(run: Run, role: str) -> str | None:
+    """The licence that the package stage vetted, where it has run."""
+    licence: str | None = _summary(run, "package").get("licences", {}).get(role)
+    return licence
+
+
+def _model(record: dict[str, Any], vetted: str | None) -> dict[str, Any]:
+    """Name, source and licence of a model, with what its licence asks for."""
+    licence = vetted or record.get("licence")
+    known = LICENCES.get(licence or "")
+    return {
+        **{key: record.get(key) for key in MODEL_KEYS},
+        "licence": licence,
+        "licence_name": known.name if known else licence,
+        "conditions": known.conditions if known else None,
+    }

@@ -1,0 +1,108 @@
+"""bench: how long the teacher and each quant take, against the target."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInput
+from ..llamacpp.timing import TimingTask, measure, percentiles
+from ..recipe import Recipe, load_schema
+from ..records import Message, Prompt, read_prompts
+from ..run import Progress, Run, cores, file_sha256, machine, stop_if_asked, write_whole
+from .candidates import Candidate, quant_candidates, teacher_candidate
+
+__all__ = ["bench", "bench_files", "timed_prompts"]
+
+
+def bench(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
+    """Write `bench.json`."""
+    people = [*quant_candidates(recipe, run), teacher_candidate(recipe, run, progress)]
+    result = _measure(recipe, people, timed_prompts(recipe), progress)
+    write_whole(out / "bench.json", json.dumps(result, indent=1).encode())
+    return {person["name"]: person["latency_ms"]["e2e"] for person in result["candidates"]}
+
+
+def bench_files(recipe: Recipe, paths: Sequence[Path], progress: Progress) -> dict[str, Any]:
+    """Latency of any GGUF files on the recipe's prompts, each behind the student's system text."""
+    from ..chat import with_system
+
+    shown: tuple[Message, ...] = with_system(recipe.student.system, ())
+    people = [Candidate(path.name, "student", "", path, file_sha256(path), shown, "student") for path in paths]
+    return _measure(recipe, people, timed_prompts(recipe), progress)
+
+
+def timed_prompts(recipe: Recipe) -> list[Prompt]:
+    """Warm-up prompts, then the ones that are timed: all distinct, eval prompts first, in an order of the seed.
+
+    Raises InvalidInput where the recipe's files hold too few.
+    """
+    settings = recipe.bench
+    evals = read_prompts(recipe.file(recipe.evaluate.file))
+    others = read_prompts(recipe.file(recipe.prompts.file))
+    distinct = list({prompt.id: prompt for prompt in (*evals, *others) if prompt.text.strip()}.values())
+    if len(distinct) < settings.requests + settings.warmup:
+        raise InvalidInput(
+            f"{recipe.path}: bench.requests is {settings.requests} and bench.warmup {settings.warmup}, but the eval and "
+            f"prompt files hold only {len(distinct)} distinct prompts",
+            "Write more prompts, or lower bench.requests.",
+        )
+    timed, warmup = distinct[: settings.requests], distinct[-settings.warmup :]
+    random.Random(recipe.seed).shuffle(timed)
+    return [*warmup, *timed]
+
+
+def _measure(recipe: Recipe, people: Sequence[Candidate], prompts: Sequence[Prompt], progress: Progress) -> dict[str, Any]:
+    settings = recipe.bench
+    schema = load_schema(recipe) if recipe.evaluate.constrained else None
+    found = []
+    for number, person in enumerate(people):
+        task = TimingTask(
+            model=person.path,
+            preamble=person.preamble,
+            schema=schema,
+            prompts=prompts,
+            warmup=settings.warmup,
+            max_tokens=recipe.evaluate.max_tokens,
+            threads=cores(),
+            gpu_layers=recipe.teach.gpu_layers,
+        )
+        records = []
+        for record in measure(task):
+            records.append(record)
+            progress(f"timing {person.name}", number * len(prompts) + len(records), len(people) * len(prompts))
+            stop_if_asked()
+        found.append({**person.record(), **_figures(records)})
+    return {
+        "conditions": {
+            "threads": cores(),
+            "requests": settings.requests,
+            "warmup": settings.warmup,
+            "target_ms": list(settings.target_ms),
+            "percentile": settings.percentile,
+            "decoding": "token by token under the schema's grammar" if schema else "token by token",
+            "cache": "warm; what all prompts share is kept in the KV cache",
+        },
+        "machine": machine(),
+        "candidates": found,
+    }
+
+
+def _figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one candidate from its records."""
+    load, *requests, last = records
+    ttft, e2e = ([request[name] for request in requests] for name in ("ttft_ms", "e2e_ms"))
+    decoded = sum(request["completion_tokens"] - 1 for request in requests)
+    decoding = sum(request["e2e_ms"] - request["ttft_ms"] for request in requests) / 1000
+    return {
+        **load,
+        **last,
+        "n": len(requests),
+        "latency_ms": {"ttft": percentiles(ttft), "e2e": percentiles(e2e)},
+        "tokens_per_s": round(decoded / decoding, 1) if decoding else None,
+        "prompt_tokens_mean": round(sum(request["prompt_tokens"] for request in requests) / len(requests), 1),
+        "completion_tokens_mean": round(sum(request["completion_tokens"] for request in requests) / len(requests), 1),
+    }

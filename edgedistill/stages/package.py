@@ -1,0 +1,274 @@
+"""package: what a device needs in one folder, and the proof that it is whole and answers as it did here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..chat import with_system
+from ..errors import GateMissed, InvalidInput, Unsafe
+from ..llamacpp.answer import Answerer, Sampling
+from ..llamacpp.reader import read_gguf
+from ..llamacpp.writer import gguf_file_name
+from ..models import Licence, check_gguf, identify, licence_text, vet_licence
+from ..recipe import Recipe, load_schema
+from ..records import Message, Prompt, digest, messages_of, read_prompts
+from ..report.summary import document
+from ..run import Progress, Run, cores, file_sha256, no_room, stop_if_asked, sync_folder, write_whole
+from .device_files import Device, model_card, modelfile, serve_script
+
+__all__ = ["package", "verify"]
+
+SUMS, GOLDEN, SCHEMA = "SHA256SUMS", "golden.json", "schema.json"
+SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")
+BLOCK = 1 << 22
+LONGEST_ANSWER = 1 << 16
+CONTEXT_STEP = 256
+
+
+def package(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
+    """Write the folder of the chosen quant, `SHA256SUMS` last, and verify it.
+
+    Raises GateMissed where no quant passes, or a licence does not allow it; Unsafe where the file is not the one that
+    was evaluated.
+    """
+    found = document(recipe, run)
+    chosen = next((one for one in found["candidates"] if one["name"] == found["chosen"]), None)
+    if chosen is None:
+        raise GateMissed(
+            f"{recipe.name} is {found['verdict']}: {' '.join(found['reasons'])}",
+            f"Read the report: edgedistill report {run.path}",
+        )
+    source = run.folder("quantize") / run.summary("quantize")["files"][chosen["quant"]]
+    device = _device(recipe, run, source, chosen["quant"])
+    folder = out / device.name
+    folder.mkdir()
+    _copy(source, folder / device.file, chosen["sha256"], progress)
+    for name, text in _texts(recipe, run, device, found).items():
+        write_whole(folder / name, text.encode())
+    (folder / "serve.sh").chmod(0o755)
+    _write_golden(recipe, device, folder)
+    names = sorted(path.name for path in folder.iterdir())
+    sums = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names)
+    write_whole(folder / SUMS, sums.encode())
+    progress("verifying", 0, 1)
+    checked = verify(folder)
+    progress("verifying", 1, 1)
+    return {
+        "folder": device.name,
+        "file": device.file,
+        "quant": chosen["quant"],
+        "size_bytes": chosen["size_bytes"],
+        "sha256": chosen["sha256"],
+        "golden": checked["golden"],
+        "verdict": found["verdict"],
+        "licences": {"teacher": device.teacher.id, "student": device.student.id},
+    }
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """What a package holds, once every sum holds, no other file is there, and the golden answers are given again.
+
+    Raises InvalidInput for a folder that is no package, Unsafe for a file that is missing, changed or not listed,
+    GateMissed for another answer.
+    """
+    names = _check_sums(folder)
+    weights = [name for name in names if name.endswith(".gguf")]
+    if len(weights) != 1 or GOLDEN not in names:
+        raise InvalidInput(f"{folder}: not one .gguf file and {GOLDEN}", "Name a folder that edgedistill has packaged.")
+    check_gguf(folder / weights[0])
+    golden = _read_golden(folder)
+    answers = _answers(folder / weights[0], golden)
+    for messages, expected, answer in zip(golden.conversations, golden.answers, answers, strict=True):
+        if answer != expected:
+            raise GateMissed(
+                f"{folder}: to {messages[-1].content[:60]!r} the model answers {answer[:120]!r}, but when it was "
+                f"packaged {expected[:120]!r}",
+                "The files are whole; this build of llama.cpp computes otherwise. Evaluate it here before use.",
+            )
+    return {"files": len(names), "golden": len(answers), "model": weights[0]}
+
+
+def _device(recipe: Recipe, run: Run, source: Path, quant: str) -> Device:
+    """Names, limits and licences of the package."""
+    teacher = identify(recipe.teacher.model, ("gguf",), run.offline)
+    student = identify(recipe.student.model, ("hf", "gguf"), run.offline)
+    licences = (
+        vet_licence(teacher.licence, "teacher", recipe.accept_license),
+        vet_licence(student.licence, "student", recipe.accept_license),
+    )
+    prefix = max((licence.name_prefix or "" for licence in licences), key=len)
+    metadata = read_gguf(source).metadata
+    size = metadata.get("general.size_label") or "0B"
+    base = _named(_without_size(student.name, size), prefix)
+    limit = metadata[f"{metadata['general.architecture']}.context_length"]
+    wanted = recipe.train.max_length + recipe.evaluate.max_tokens
+    return Device(
+        name=_named(recipe.name, prefix),
+        file=gguf_file_name(base, size, recipe.name, recipe.package.version, quant),
+        system=recipe.student.system,
+        schema_file=SCHEMA if recipe.schema_file and recipe.evaluate.constrained else None,
+        context=min(limit, -(-wanted // CONTEXT_STEP) * CONTEXT_STEP),
+        max_tokens=recipe.evaluate.max_tokens,
+        stops=_stops(metadata),
+        teacher=licences[0],
+        student=licences[1],
+    )
+
+
+def _named(name: str, prefix: str) -> str:
+    """The name, behind the prefix that a licence asks for.
+
+    >>> _named("home", "Llama 3"), _named("llama-3-home", "Llama 3"), _named("home", "")
+    ('Llama-3-home', 'llama-3-home', 'home')
+    """
+    prefix = prefix.replace(" ", "-")
+    return name if name.lower().startswith(prefix.lower()) else f"{prefix}-{name}"
+
+
+def _without_size(name: str, size_label: str) -> str:
+    """The base name of a model: what stands before its size.
+
+    >>> _without_size("smollm2-135m-instruct", "135M"), _without_size("Pico", "0.1M")
+    ('smollm2', 'Pico')
+    """
+    base = re.split(rf"[-_. ]{re.escape(size_label)}(?![a-z0-9])", name, maxsplit=1, flags=re.IGNORECASE)[0]
+    return base or name
+
+
+def _stops(metadata: dict[str, Any]) -> tuple[str, ...]:
+    """The texts of the tokens that end an answer."""
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    numbers = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
+    return tuple(dict.fromkeys(tokens[number] for number in numbers if number is not None and number < len(tokens)))
+
+
+def _copy(source: Path, out: Path, sha256: str, progress: Progress) -> None:
+    """Copy a file whole or not at all.
+
+    Raises Unsafe where its content is not the expected one, Stopped where the disk is full or a stop was asked for.
+    """
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    size = source.stat().st_size
+    try:
+        with source.open("rb") as reader, partial.open("wb") as writer:
+            while block := reader.read(BLOCK):
+                stop_if_asked()
+                writer.write(block)
+                progress("copying the weights", writer.tell(), size)
+            writer.flush()
+            os.fsync(writer.fileno())
+        if file_sha256(partial) != sha256:
+            raise Unsafe(f"{source}: has changed since it was evaluated", "Redo with --from quantize.")
+        os.replace(partial, out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise no_room(out, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _texts(recipe: Recipe, run: Run, device: Device, found: dict[str, Any]) -> dict[str, str]:
+    """The text files of the package by name."""
+    licences = {"LICENSE.teacher": device.teacher, "LICENSE.student": device.student}
+    papers = {name: licence_text(licence.id) for name, licence in licences.items()}
+    papers |= {notice: text for notice, text in map(_notice, licences.values()) if notice}
+    texts = {
+        **papers,
+        "recipe.toml": (run.path / "recipe.toml").read_text(encoding="utf-8"),
+        "README.md": model_card(device, found),
+        "Modelfile": modelfile(device, papers.values()),
+        "serve.sh": serve_script(device),
+    }
+    if recipe.schema_file:
+        texts[SCHEMA] = recipe.file(recipe.schema_file).read_text(encoding="utf-8")
+    return texts
+
+
+def _notice(licence: Licence) -> tuple[str, str]:
+    return licence.notice_file or "", licence.notice or ""
+
+
+@dataclass(frozen=True)
+class _Golden:
+    """Conversations that all begin with the same system message, how they are answered, and the answers."""
+
+    conversations: tuple[tuple[Message, ...], ...]
+    schema: dict[str, Any] | None
+    max_tokens: int
+    answers: tuple[str, ...] = ()
+
+
+def _write_golden(recipe: Recipe, device: Device, folder: Path) -> None:
+    """Ask the packaged file the first eval prompts, and keep what it answers."""
+    prompts = read_prompts(recipe.file(recipe.evaluate.file))[: recipe.package.golden]
+    conversations = tuple(with_system(device.system, prompt.messages) for prompt in prompts)
+    schema = load_schema(recipe) if device.schema_file else None
+    answers = _answers(folder / device.file, _Golden(conversations, schema, device.max_tokens))
+    golden = {
+        "schema": device.schema_file,
+        "max_tokens": device.max_tokens,
+        "prompts": [
+            {"messages": [message.as_dict() for message in messages], "answer": answer}
+            for messages, answer in zip(conversations, answers, strict=True)
+        ],
+    }
+    write_whole(folder / GOLDEN, json.dumps(golden, indent=1, ensure_ascii=False).encode())
+
+
+def _read_golden(folder: Path) -> _Golden:
+    """The golden prompts of a package.
+
+    Raises InvalidInput where the file is not of the form.
+    """
+    path = folder / GOLDEN
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads((folder / SCHEMA).read_text(encoding="utf-8")) if data["schema"] else None
+        rows, max_tokens = data["prompts"], data["max_tokens"]
+        answers = tuple(str(row["answer"]) for row in rows)
+        conversations = tuple(messages_of(str(path), row) for row in rows)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InvalidInput(f"{path}: not golden prompts ({error!r})", "Fetch the package again.") from error
+    if not rows or type(max_tokens) is not int or not 1 <= max_tokens <= LONGEST_ANSWER:
+        raise InvalidInput(f"{path}: no prompts, or max_tokens is {max_tokens!r}", "Fetch the package again.")
+    return _Golden(conversations, schema, max_tokens, answers)
+
+
+def _answers(path: Path, golden: _Golden) -> list[str]:
+    """The model's greedy answer to each conversation."""
+    prompts = [
+        Prompt(digest(number, [message.as_dict() for message in messages]), messages[1:])
+        for number, messages in enumerate(golden.conversations)
+    ]
+    with Answerer(path, golden.conversations[0][:1], golden.schema, cores()) as answerer:
+        done = answerer.complete(prompts, Sampling(golden.max_tokens), slots=1)
+        found = {completion.prompt_id: completion.text for completion in done}
+    return [found[prompt.id] for prompt in prompts]
+
+
+def _check_sums(folder: Path) -> list[str]:
+    """The names that `SHA256SUMS` lists, once they are all the files there are and every sum holds."""
+    path = folder / SUMS
+    if not path.is_file():
+        raise InvalidInput(f"{folder}: no {SUMS}", "Name a folder that edgedistill has packaged.")
+    sums: dict[str, str] = {}
+    lines = path.read_bytes().decode("utf-8", errors="replace").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
+        found = SUM_LINE.fullmatch(line)
+        if not found or found[2] in (".", "..") or found[2] in sums:
+            raise Unsafe(f"{path}:{number}: not a line of sum and name: {line[:80]!r}", "Fetch the package again.")
+        sums[found[2]] = found[1]
+    for extra in sorted(entry.name for entry in folder.iterdir() if entry.name not in sums and entry.name != SUMS):
+        raise Unsafe(f"{folder / extra}: is not listed in {SUMS}", "Remove it, or fetch the package again.")
+    for name, expected in sums.items():
+        file = folder / name
+        if file.is_symlink() or not file.is_file():
+            raise Unsafe(f"{file}: is listed in {SUMS}, but is not there as a file", "Fetch the package again.")
+        if file_sha256(file) != expected:
+            raise Unsafe(f"{file}: its sum is not the one in {SUMS}", "Fetch the package again.")
+    return list(sums)

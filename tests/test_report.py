@@ -1,0 +1,262 @@
+"""The report: the verdict by the recipe's bars, one document, one page that is safe to open."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_run import HOSTILE, SUMMARIES, bench, candidate, evaluation, fabricated_run, scores
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgedistill.commands.report import print_report, show_report
+from edgedistill.errors import EdgeDistillError
+from edgedistill.recipe import AcceptSettings, BenchSettings
+from edgedistill.report.charts import latency_chart, loss_chart, rejection_chart
+from edgedistill.report.page import page, write_report
+from edgedistill.report.summary import document, judge, training_points
+from edgedistill.report.wording import one_line, visible
+
+ACCEPT = AcceptSettings(valid=0.99, agreement=0.85, exact_of_teacher=0.9, must_pass=False, speedup=5.0)
+BENCH = BenchSettings(target_ms=(100.0, 500.0), percentile=95)
+TARGET = {"target_ms": [100.0, 500.0], "percentile": 95}
+
+
+def student(quant: str, size: int, exact: float = 0.88, p50: float = 200.0, **changes: Any) -> dict[str, Any]:
+    e2e = {"p50": p50, "p90": p50 * 1.1, "p95": p50 * 1.2, "p99": p50 * 1.3}
+    one = candidate(f"student {quant}", "student", quant, size, exact)
+    return {**one, "latency_ms": {"ttft": e2e, "e2e": e2e}, **changes}
+
+
+def teacher(exact: float | None = 0.92, p50: float = 2000.0) -> dict[str, Any]:
+    e2e = {"p50": p50, "p90": p50, "p95": p50, "p99": p50}
+    one = candidate("teacher", "teacher", "Q4_K_M", 1_000_000_000, 0.92, 1.0)
+    return {**one, "eval": scores(exact, agreement=1.0), "latency_ms": {"ttft": e2e, "e2e": e2e}}
+
+
+def test_the_smallest_that_passes_is_chosen() -> None:
+    found = judge([teacher(), student("Q8_0", 145), student("Q6_K", 120), student("Q4_K_M", 105)], ACCEPT, BENCH)
+    assert (found.verdict, found.chosen) == ("accepted", "student Q4_K_M")
+    assert len(found.reasons) == 6
+    assert "88 % of 150 rows" in found.reasons[3]
+
+
+def test_a_smaller_one_below_a_bar_is_passed_over() -> None:
+    found = judge([teacher(), student("Q8_0", 145), student("Q4_K_M", 105, exact=0.7)], ACCEPT, BENCH)
+    assert (found.verdict, found.chosen) == ("accepted", "student Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "accept", "bar", "words"),
+    [
+        ({"eval": scores(0.88, valid=0.98)}, ACCEPT, "valid", "Valid answers on 98 %"),
+        ({"eval": scores(0.88, agreement=0.8)}, ACCEPT, "agreement", "on 80 %"),
+        ({"eval": scores(0.82)}, ACCEPT, "exact", "the bar is 82.8 %, which is 90 % of the teacher's 92 %"),
+        ({"p50": 450.0}, AcceptSettings(speedup=0.0, must_pass=False), "latency", "p95 end to end is 540 ms"),
+        ({"p50": 410.0}, ACCEPT, "speedup", "4.9 times as fast as the teacher at the median (410 ms against 2000 ms)"),
+        ({}, AcceptSettings(must_pass=True), "must_pass", "4 of 6 must-pass edge cases are right; wrong: “Unlock.”"),
+    ],
+)
+def test_each_missed_bar_rejects_and_is_quoted(
+    changes: dict[str, Any], accept: AcceptSettings, bar: str, words: str
+) -> None:
+    one = student("Q8_0", 145, **changes)
+    found = judge([teacher(), one], accept, BENCH)
+    assert (found.verdict, found.chosen, found.best) == ("rejected", None, "student Q8_0")
+    assert [missed.name for missed in found.bars["student Q8_0"] if not missed.passed] == [bar]
+    assert len(found.reasons) == 2
+    assert words in found.reasons[1]
+
+
+def test_a_score_right_at_its_bar_passes() -> None:
+    accept = AcceptSettings(valid=0.9, exact_of_teacher=0.9, must_pass=False, speedup=10.0)
+    found = judge([teacher(0.9), student("Q8_0", 145, exact=0.81, eval=scores(0.81, valid=0.9))], accept, BENCH)
+    assert found.verdict == "accepted"
+
+
+def test_a_few_eval_rows_prove_nothing_but_still_choose() -> None:
+    found = judge([teacher(), student("Q8_0", 145, eval=scores(1.0, n=29))], ACCEPT, BENCH)
+    assert (found.verdict, found.chosen) == ("inconclusive", "student Q8_0")
+    assert found.reasons[0] == "29 eval rows are too few to judge by: at least 30 are needed."
+
+
+def test_what_was_not_measured_is_inconclusive() -> None:
+    untimed = student("Q8_0", 145, latency_ms=None)
+    found = judge([teacher(), untimed], ACCEPT, BENCH)
+    assert (found.verdict, found.chosen) == ("inconclusive", None)
+    assert "Latency: not measured." in found.reasons
+    assert judge([], ACCEPT, BENCH).verdict == "inconclusive"
+
+
+def test_without_right_answers_the_teacher_is_the_measure() -> None:
+    found = judge([teacher(None), student("Q8_0", 145, eval=scores(None))], ACCEPT, BENCH)
+    assert found.verdict == "accepted"
+    assert "exact" not in {bar.name for bar in found.bars["student Q8_0"]}
+
+
+def test_the_document_joins_scores_and_times(tmp_path: Path) -> None:
+    found = document(*fabricated_run(tmp_path))
+    assert (found["verdict"], found["chosen"]) == ("accepted", "student Q4_K_M")
+    by_name = {one["name"]: one for one in found["candidates"]}
+    assert by_name["student Q4_K_M"]["latency_ms"]["e2e"]["p50"] == 180.0
+    assert set(by_name["teacher"]["latency_ms"]["ttft"]) == {"p50", "p90", "p95", "p99"}
+    assert by_name["untrained student"]["latency_ms"] is None
+    assert {stage["name"] for stage in found["stages"]} == set(SUMMARIES)
+    assert found["models"]["student"]["imported_from_quant"] == "Q4_1"
+    assert found["models"]["teacher"]["licence_name"] == "Apache License 2.0"
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_sixteen_bit_student_is_no_package_unless_asked_for(tmp_path: Path) -> None:
+    recipe, run = fabricated_run(tmp_path)
+    data = bench()
+    data["candidates"].append({**data["candidates"][1], "name": "student F16", "quant": "F16", "size_bytes": 1})
+    (run.folder("bench") / "bench.json").write_text(json.dumps(data), encoding="utf-8")
+    assert "student F16" not in document(recipe, run)["bars"]
+
+
+@pytest.mark.parametrize("stages", [0, 3, 4, 7])
+def test_a_run_under_way_is_shown_as_far_as_it_is(tmp_path: Path, stages: int) -> None:
+    import shutil
+
+    recipe, run = fabricated_run(tmp_path)
+    for stage in list(SUMMARIES)[stages:]:
+        shutil.rmtree(run.folder(stage))
+    found = document(recipe, run)
+    assert found["verdict"] == "inconclusive"
+    assert len(found["stages"]) == stages
+    assert "Inconclusive" in page(found, training_points(run))
+
+
+def test_a_run_without_edge_cases_has_none_in_its_report(tmp_path: Path) -> None:
+    recipe, run = fabricated_run(tmp_path)
+    data = evaluation()
+    for one in data["candidates"]:
+        del one["edge"]
+    (run.folder("evaluate") / "evaluation.json").write_text(json.dumps({**data, "files": {}}), encoding="utf-8")
+    found = document(recipe, run)
+    assert found["candidates"][0]["edge"] is None
+    assert "Edge cases" not in page(found, [])
+    print_report(found)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    recipe, run = fabricated_run(tmp_path)
+    (run.folder("bench") / "bench.json").write_text('{"cand', encoding="utf-8")
+    with pytest.raises(EdgeDistillError, match=r"bench\.json: not JSON"):
+        document(recipe, run)
+
+
+class Tags(HTMLParser):
+    """What a browser would make of the page: its tags, attributes and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_one_file_without_script_or_outside_resource(tmp_path: Path) -> None:
+    html = write_report(*fabricated_run(tmp_path)).read_text(encoding="utf-8")
+    assert "<script" not in html.lower()
+    assert not re.search(r"(src|href|action)\s*=\s*[\"']?(https?:|//)|@import|url\(\s*[\"']?(https?:|//)", html)
+    parsed = Tags()
+    parsed.feed(html)
+    assert not {"script", "link", "iframe", "img", "object", "embed", "form"} & set(parsed.tags)
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    assert parsed.tags.count("svg") == 3
+    identities = [value for name, value in parsed.attributes if name == "id"]
+    assert len(identities) == len(set(identities))
+
+
+def test_texts_of_strangers_are_shown_not_obeyed(tmp_path: Path) -> None:
+    html = write_report(*fabricated_run(tmp_path)).read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", html)
+    parsed = Tags()
+    parsed.feed(html)
+    assert parsed.text.count("<script>alert(1)</script> ␛]52;c;") == 3  # a prompt, an answer, a failed edge case
+
+
+def test_the_page_says_what_matters(tmp_path: Path) -> None:
+    html = write_report(*fabricated_run(tmp_path)).read_text(encoding="utf-8")
+    parsed = Tags()
+    parsed.feed(html)
+    text = " ".join(parsed.text.split())
+    assert text.index("✓ Accepted: student Q4_K_M") < text.index("Candidates") < text.index("Data")
+    for words in ("87.6–97.7", "only to be had as Q4_1", "thrown out: overlap with eval", "A CPU, 2 cores"):
+        assert words in text, words
+    assert 'name="viewport"' in html
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    recipe, run = fabricated_run(tmp_path)
+    first = write_report(recipe, run).read_bytes()
+    assert write_report(recipe, run).read_bytes() == first
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_charts_keep_strangers_texts_as_text() -> None:
+    rows = [student("Q8_0", 145, name="<b>&$x$ \x1b")]
+    svg = latency_chart(rows, TARGET, None) or ""
+    assert "&lt;b&gt;&amp;$x$ ␛" in svg
+    assert svg.startswith("<svg")
+    assert "currentColor" in svg
+    assert "&lt;i&gt;" in (rejection_chart({"<i>": 3}) or "")
+
+
+def test_there_is_no_chart_of_nothing() -> None:
+    assert latency_chart([], TARGET, None) is None
+    assert latency_chart(evaluation_without_times(), TARGET, None) is None
+    assert loss_chart([]) is None
+    assert rejection_chart({"schema": 0}) is None
+
+
+def evaluation_without_times() -> list[dict[str, Any]]:
+    return [{**one, "latency_ms": None} for one in evaluation()["candidates"]]
+
+
+@given(st.text())
+def test_no_text_can_steer_a_terminal(text: str) -> None:
+    shown = visible(text)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
+    assert "\n" not in one_line(text)
+    assert visible(shown) == shown
+
+
+def test_the_command_prints_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, run = fabricated_run(tmp_path)
+    show_report(run.path, as_json=True)
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert json.loads(out)["chosen"] == "student Q4_K_M"
+    assert not (run.path / "report.html").exists()
+
+
+def test_the_command_prints_a_table_and_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, run = fabricated_run(tmp_path)
+    show_report(run.path, as_json=False)
+    shown = capsys.readouterr()
+    assert "accepted: student Q4_K_M" in shown.out
+    assert "87.6–97.7" in shown.out
+    assert str(run.path / "report.html") in shown.err.replace("\n", "")
+    assert HOSTILE not in shown.out
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EdgeDistillError, match="not a run folder"):
+        show_report(tmp_path, as_json=False)
