@@ -16,7 +16,7 @@ PUBLIC = {
     "load_recipe": "recipe",
     "open_run": "run",
     "RunSettings": "pipeline",
-    "check": "check",
+    "check": "preflight",
     "load_run": "pipeline",
     "run_recipe": "pipeline",
     "document": "report.summary",

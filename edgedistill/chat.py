@@ -43,7 +43,9 @@ class ChatTemplate:
                 "chat", messages=turns, add_generation_prompt=answer_next, bos_token=self.bos, eos_token=self.eos
             )
         except TemplateError as error:
-            raise InvalidInput(f"chat template: {error}", "The model's own template does not take this.") from error
+            raise InvalidInput(
+                f"chat template: {_one_line(str(error))}", "The model's own template does not take this."
+            ) from error
         if len(text) > LARGEST_OUTPUT:
             raise InvalidInput(f"chat template: output of {len(text)} characters", "Do not use this model.")
         return str(text)
@@ -59,11 +61,20 @@ def json_instance(text: str) -> Any:
 
     >>> json_instance(' {"a": 1} ')
     {'a': 1}
+    >>> json_instance("NaN") is None
+    True
     """
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text, parse_constant=_no_json)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
+    except (ValueError, RecursionError):
         return None
+    return value
+
+
+def _no_json(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 @lru_cache(maxsize=8)
@@ -84,4 +95,12 @@ def _environment(source: str) -> Any:
 
 
 def _refuse(reason: str) -> None:
-    raise InvalidInput(f"chat template: {reason}", "The model's own template does not take this conversation.")
+    raise InvalidInput(
+        f"chat template: {_one_line(str(reason))}", "The model's own template does not take this conversation."
+    )
+
+
+def _one_line(text: str) -> str:
+    """The first line of a stranger's text, without what could steer a terminal."""
+    line = next(iter(text.strip().splitlines()), "")
+    return "".join(letter if letter.isprintable() else " " for letter in line[:200])

@@ -47,20 +47,22 @@ def run_options(function: Any) -> Any:
     """The flags of every command that runs stages."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress, no notes."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress bars, no notes."),
         click.option("--offline", is_flag=True, help="Use only models that are on this machine; open no connection."),
-        click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of runs."),
+        click.option(
+            "--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of the runs."
+        ),
     ):
         function = option(function)
     return function
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-offline_option = click.option("--offline", is_flag=True, help="Use only models that are on this machine.")
+offline_option = click.option("--offline", is_flag=True, help="Use only models on this machine; open no connection.")
 llama_cpp_option = click.option(
     "--llama-cpp",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="A llama.cpp checkout, to convert an architecture that is not in our table.",
+    help="For export: a llama.cpp checkout whose converter is used where the architecture is not in our table.",
 )
 
 
@@ -86,7 +88,7 @@ def run(recipe: Path, **flags: Any) -> None:
 @recipe_argument
 @run_options
 def check(recipe: Path, **flags: Any) -> None:
-    """Refuse in the first second what would fail in the third hour."""
+    """Check, before anything runs, all that RECIPE needs: keys, files, models, licences, memory, disk."""
     from .commands.check import show_check
 
     show_check(recipe, **flags)
@@ -96,7 +98,7 @@ def check(recipe: Path, **flags: Any) -> None:
 @recipe_argument
 @run_options
 def status(recipe: Path, **flags: Any) -> None:
-    """Show where each stage of RECIPE stands."""
+    """Show where each stage of RECIPE stands: missing, partial, done or stale."""
     from .commands.status import show_status
 
     show_status(recipe, **flags)
@@ -106,7 +108,7 @@ def status(recipe: Path, **flags: Any) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 def init(folder: Path, as_json: bool) -> None:
-    """Write a recipe of your own, with comments, into FOLDER."""
+    """Write a recipe of your own, with comments and sample data, into FOLDER."""
     from .commands.init import write_recipe
 
     write_recipe(folder, as_json)
@@ -114,11 +116,18 @@ def init(folder: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("model")
-@click.option("--format", "wanted", type=click.Choice(["gguf", "hf"]), default="gguf", show_default=True)
+@click.option(
+    "--format",
+    "wanted",
+    type=click.Choice(["gguf", "hf"]),
+    default="gguf",
+    show_default=True,
+    help="A GGUF file, or a Hugging Face folder for a student.",
+)
 @offline_option
 @json_option
 def fetch(model: str, wanted: str, offline: bool, as_json: bool) -> None:
-    """Download MODEL (a catalogue name, org/repo:file, org/repo) and check its hash."""
+    """Download MODEL (a catalogue name, org/repo:file.gguf or org/repo), check its hash and print its path."""
     from .commands.fetch import fetch_model
 
     fetch_model(model, wanted, offline, as_json)
@@ -128,7 +137,7 @@ def fetch(model: str, wanted: str, offline: bool, as_json: bool) -> None:
 @run_argument
 @json_option
 def report(run: Path, as_json: bool) -> None:
-    """Show what came of RUN, and write its report.html."""
+    """Print the verdict and the candidates of RUN, and write its report.html."""
     from .commands.report import show_report
 
     show_report(run, as_json)
@@ -136,21 +145,23 @@ def report(run: Path, as_json: bool) -> None:
 
 @cli.command()
 @run_argument
-@click.option("--requests-per-month", type=click.IntRange(min=1), required=True)
+@click.option("--requests-per-month", type=click.IntRange(min=1), required=True, help="Prompts to answer.")
 @click.option("--api-price-in", type=click.FloatRange(min=0), required=True, help="Per million input tokens.")
 @click.option("--api-price-out", type=click.FloatRange(min=0), required=True, help="Per million output tokens.")
-@click.option("--hardware-cost", type=click.FloatRange(min=0), default=0.0, show_default=True)
-@click.option("--power-watts", type=click.FloatRange(min=0), default=0.0, show_default=True)
-@click.option("--kwh-price", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--hardware-cost", type=click.FloatRange(min=0), default=0.0, show_default=True, help="One device's.")
+@click.option("--power-watts", type=click.FloatRange(min=0), default=0.0, show_default=True, help="While it computes.")
+@click.option("--kwh-price", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Of a kilowatt-hour.")
 @json_option
 def payoff(run: Path, as_json: bool, **prices: Any) -> None:
-    """When the student of RUN has paid for itself, from what was measured in it."""
+    """Say when the student of RUN has paid for itself, from what was measured in it. All prices in one currency."""
     from .commands.payoff import show_payoff
 
     show_payoff(run, as_json, **prices)
 
 
-@cli.command(help=f"{next(s.help for s in STAGES if s.name == 'evaluate')} TARGET is a recipe or a run folder.")
+@cli.command(
+    help=f"{next(s.help for s in STAGES if s.name == 'evaluate')} TARGET is a recipe; with --eval also a run folder."
+)
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--eval", "eval_file", type=click.Path(path_type=Path), help="Another eval file; the run is not touched.")
 @run_options
@@ -160,9 +171,11 @@ def evaluate(target: Path, eval_file: Path | None, **flags: Any) -> None:
     evaluate_target(target, eval_file, **flags)
 
 
-@cli.command(help=f"{next(s.help for s in STAGES if s.name == 'bench')} TARGETS: a recipe, a run, or GGUF files.")
+@cli.command(
+    help=f"{next(s.help for s in STAGES if s.name == 'bench')} TARGETS: a recipe; or a run or GGUF files, timed alone."
+)
 @click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--recipe", type=click.Path(path_type=Path), help="Whose prompts time GGUF files.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="For GGUF files: the recipe whose prompts are used.")
 @run_options
 def bench(targets: tuple[Path, ...], recipe: Path | None, **flags: Any) -> None:
     from .commands.measure import bench_targets
@@ -170,9 +183,14 @@ def bench(targets: tuple[Path, ...], recipe: Path | None, **flags: Any) -> None:
     bench_targets(targets, recipe, **flags)
 
 
-@cli.command(help=next(s.help for s in STAGES if s.name == "package"))
+@cli.command(help=f"{next(s.help for s in STAGES if s.name == 'package')} Takes RECIPE, or --verify FOLDER.")
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
-@click.option("--verify", type=click.Path(path_type=Path), help="Check a packaged folder: sums and golden answers.")
+@click.option(
+    "--verify",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Check a packaged folder instead: its sums, and its golden answers.",
+)
 @run_options
 def package(recipe: Path | None, verify: Path | None, **flags: Any) -> None:
     from .commands.package import package_or_verify

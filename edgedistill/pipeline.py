@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .check import check
+from .preflight import check
 from .errors import EdgeDistillError, InvalidInput
-from .models import identify
+from .models import Format, fetch, identify
 from .recipe import TABLES, Recipe, load_recipe
 from .records import digest
 from .report.page import write_report
@@ -23,6 +23,9 @@ __all__ = ["STAGES", "RunSettings", "load_run", "run_recipe", "run_stages", "sta
 
 
 NAMES = tuple(stage.name for stage in STAGES)
+
+# table of the recipe -> the formats in which its model may come, best first
+MODELS: dict[str, tuple[Format, ...]] = {"teacher": ("gguf",), "student": ("hf", "gguf")}
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,14 @@ class RunSettings:
 def stage_keys(recipe: Recipe, run: Run) -> dict[str, str]:
     """The key of every stage: the key before it, its tables, the content of their files and of the models named."""
     common = {"name": recipe.name, "seed": recipe.seed, "schema": contents(recipe, None)}
-    models = {
-        "teacher": lambda: identify(recipe.teacher.model, ("gguf",), run.offline).sha256,
-        "student": lambda: identify(recipe.student.model, ("hf", "gguf"), run.offline).sha256,
-    }
     keys: dict[str, str] = {}
     key = digest(common)
     for stage in STAGES:
         parts: list[Any] = [key]
         for table in stage.reads:
             parts += [getattr(recipe, table).model_dump(mode="json"), contents(recipe, table)]
-            if table in models:
-                parts.append(models[table]())
+            if table in MODELS:
+                parts.append(identify(recipe.reference(table), MODELS[table], run.offline).sha256)  # type: ignore[arg-type]
         parts += [contents(recipe, table) for table in stage.files_of]
         key = keys[stage.name] = digest(parts)
     return keys
@@ -69,6 +68,7 @@ def run_stages(
 
     Raises EdgeDistillError where a stage was made from another recipe: paid-for work is not redone unasked.
     """
+    fetch_unknown(recipe, run, progress, only)
     keys = stage_keys(recipe, run)
     todo = planned(run, keys, only, redo_from)
     if todo:
@@ -76,6 +76,16 @@ def run_stages(
     for stage, afresh in todo:
         run_stage(stage, keys[stage.name], (recipe, run, progress), afresh)
     return [stage.name for stage, _ in todo]
+
+
+def fetch_unknown(recipe: Recipe, run: Run, progress: Progress, only: str | None) -> None:
+    """Fetch each model whose content is known only once it is here, so that no key changes under way."""
+    for stage in STAGES if only is None else STAGES[: NAMES.index(only) + 1]:
+        for table in stage.reads:
+            if table in MODELS:
+                reference = recipe.reference(table)  # type: ignore[arg-type]
+                if identify(reference, MODELS[table], run.offline).sha256 is None:
+                    fetch(reference, MODELS[table], run.offline, progress)
 
 
 def planned(
@@ -129,6 +139,7 @@ def keep_recipe(recipe: Recipe, run: Run) -> None:
     write_whole(run.path / "recipe.toml", recipe.path.read_bytes())
     kept = run.path / "recipe" / "this"
     write_whole(kept / "recipe.toml", recipe.path.read_bytes())
+    write_whole(run.path / "recipe" / "origin", os.fsencode(recipe.path.parent.resolve()))
     for table in (None, *TABLES):
         for path in recipe.files(table).values():
             relative = os.path.relpath(path, recipe.path.parent)
@@ -144,7 +155,8 @@ def load_run(folder: Path, offline: bool = False) -> tuple[Recipe, Run]:
     """
     run = open_run(folder)
     run.offline = offline
-    return load_recipe(run.path / "recipe" / "this" / "recipe.toml"), run
+    origin = Path(os.fsdecode((run.path / "recipe" / "origin").read_bytes()))
+    return load_recipe(run.path / "recipe" / "this" / "recipe.toml", origin), run
 
 
 def run_recipe(path: Path, run_settings: RunSettings, progress: Progress) -> tuple[Run, list[str]]:

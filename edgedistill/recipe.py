@@ -78,7 +78,7 @@ class PromptsSettings(Table):
 
     file: RecipeFile = "prompts.jsonl"
     near_duplicate: Share = 0.9
-    """Prompts at least this similar to an earlier one (Jaccard of word and character shingles) are dropped."""
+    """Prompts at least this similar to an earlier one (Jaccard of character 4-grams) are dropped."""
 
 
 class TeachSettings(Table):
@@ -205,7 +205,7 @@ class Recipe(Table):
     """Also the name of the run folder and of the packaged model."""
     description: str = ""
     seed: StrictInt = 0
-    """Read by teach (sampling) and train (initial weights, order)."""
+    """Read by teach (sampling), train (initial weights, order) and bench (order)."""
     schema_file: RecipeFile | None = None
     """A JSON Schema that every answer must match; answers are decoded under it."""
     accept_license: str | None = None
@@ -224,6 +224,8 @@ class Recipe(Table):
     accept: AcceptSettings = AcceptSettings()
 
     _path: Path = Path("recipe.toml")
+    _origin: Path | None = None
+    """Where the recipe was when it ran, if this is the copy that the run keeps."""
 
     @property
     def path(self) -> Path:
@@ -233,6 +235,12 @@ class Recipe(Table):
     def file(self, name: str) -> Path:
         """A file that the recipe names, relative to the recipe's own folder."""
         return self._path.parent / name
+
+    def reference(self, who: Literal["teacher", "student"]) -> str:
+        """The model of teacher or student; a path that is there beside the recipe stands for that file or folder."""
+        model: str = getattr(self, who).model
+        places = (folder / model for folder in (self._path.parent, self._origin) if folder is not None)
+        return next((str(place) for place in places if place.exists()), model)
 
     def files(self, table: str | None = None) -> dict[str, Path]:
         """Files named in one table, or at the top, by `table.key`."""
@@ -253,8 +261,8 @@ TABLES = tuple(
 )
 
 
-def load_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file, or in `recipe.toml` of a folder.
+def load_recipe(path: Path, origin: Path | None = None) -> Recipe:
+    """The recipe in a TOML file, or in `recipe.toml` of a folder; `origin` is where a run's copy came from.
 
     Raises InvalidInput that lists every unknown, missing and mistyped key with its path.
     """
@@ -271,6 +279,7 @@ def load_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         raise InvalidInput(*_explain(path, error)) from error
     object.__setattr__(recipe, "_path", path)
+    object.__setattr__(recipe, "_origin", origin)
     return recipe
 
 
@@ -286,11 +295,11 @@ def load_schema(recipe: Recipe) -> dict[str, Any] | None:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror}", "Check schema_file in the recipe.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path}: not JSON ({error})", "Mend the file.") from error
     if not isinstance(schema, dict):
         raise InvalidInput(f"{path}: a schema must be a JSON object", "Mend the file.")
-    if re.search(r'"\$ref":\s*"[^#]', json.dumps(schema)):
+    if re.search(r'"\$(ref|dynamicRef)":\s*"[^#]', json.dumps(schema)):
         raise InvalidInput(f"{path}: refers to another file or address", "Write the schema into this one file.")
     return schema
 
@@ -332,8 +341,8 @@ SECRET = re.compile(r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{
 
 
 def _refuse_secrets(path: Path, value: Any) -> None:
-    if isinstance(value, dict):
-        for item in value.values():
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
             _refuse_secrets(path, item)
     elif isinstance(value, str) and SECRET.search(value):
         raise InvalidInput(f"{path}: a value looks like a secret key", "Keep keys in the environment, not in recipes.")

@@ -125,7 +125,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line.decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            if b"\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{path}:{number}: not a line of JSON ({error})", "Mend or remove that line.") from error
         if not isinstance(row, dict):
             raise InvalidInput(f"{path}:{number}: a row must be a JSON object", 'Write {"messages": [...]}.')

@@ -100,16 +100,21 @@ class Run:
         self.llama_cpp = llama_cpp
         """A llama.cpp checkout that converts an architecture which our own writer does not know."""
 
+    @property
+    def scratch(self) -> Path:
+        """A folder whose loss costs time, nothing else."""
+        return self.path / ".cache"
+
     def folder(self, stage: str) -> Path:
         return self.path / stage
 
     def record(self, stage: str) -> dict[str, Any] | None:
-        """The stage's `stage.json`, or None where there is none that can be read."""
+        """The stage's `stage.json`, or None where there is none that holds."""
         try:
-            record: dict[str, Any] = json.loads((self.folder(stage) / STAGE_FILE).read_text(encoding="utf-8"))
+            record = json.loads((self.folder(stage) / STAGE_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return record
+        return record if isinstance(record, dict) and {"key", "finished", "files"} <= record.keys() else None
 
     def state(self, stage: str, key: str) -> State:
         """Where the stage stands for this key; "done" only if its files still have their checksums."""
@@ -188,16 +193,18 @@ class Run:
         """Hold the run folder; a second holder is refused at once and told who has it."""
         from filelock import FileLock, Timeout
 
-        self.path.mkdir(parents=True, exist_ok=True)
         holder = self.path / ".lock.holder"
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
             raise Stopped(f"{self.path} is in use by {who}", "Wait for it, or stop it.") from error
+        except OSError as error:
+            raise no_room(self.path, error) from error
         try:
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}: {' '.join(sys.argv)}", "utf-8")
+            write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}: {' '.join(sys.argv)}".encode())
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -258,7 +265,7 @@ def cpu_name() -> str:
 
 def _sweep(folder: Path) -> None:
     """Remove half-written files that a killed process left."""
-    for leftover in folder.rglob("*.partial-*"):
+    for leftover in list(folder.rglob("*.partial-*")):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
@@ -281,6 +288,7 @@ def stop_if_asked() -> None:
 @contextmanager
 def orderly_stop() -> Iterator[None]:
     """First SIGINT or SIGTERM: stop at the next safe point. Second: leave at once with 130."""
+    global _asked_to_stop
 
     def handle(signum: int, frame: object) -> None:
         global _asked_to_stop
@@ -292,5 +300,6 @@ def orderly_stop() -> Iterator[None]:
     try:
         yield
     finally:
+        _asked_to_stop = False
         for number, old in before.items():
             signal.signal(number, old)

@@ -13,12 +13,13 @@ SHINGLE = 4
 
 
 def normalised(text: str) -> str:
-    """Lower-case words in Unicode NFKC, without punctuation.
+    """Lower-case words in Unicode NFKC, without punctuation; a text without words as it is.
 
     >>> normalised("  Turn ON,  the light! ")
     'turn on the light'
     """
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower()))
+    text = unicodedata.normalize("NFKC", text).lower()
+    return " ".join(re.findall(r"\w+", text) or text.split())
 
 
 def shingles(text: str) -> set[str]:

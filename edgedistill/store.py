@@ -27,22 +27,30 @@ CREATE TABLE IF NOT EXISTS completions (
     seconds REAL NOT NULL
 ) WITHOUT ROWID
 """
+MEND = "Restore the file; or delete it, and run the stage again."
 COLUMNS = "prompt_id, text, finish_reason, prompt_tokens, completion_tokens, seconds"
 
 
 class Store:
-    """Completions by key. Use it as a context manager: closing folds the journal into the one file."""
+    """Completions by key. Use it as a context manager: closing folds the journal into the one file.
 
-    def __init__(self, path: Path) -> None:
+    With `read_only` not a byte of the file changes, so that the checksum of a finished stage holds.
+    """
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
         self._path = path
+        self._read_only = read_only
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
+            where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+            self._db = sqlite3.connect(where, isolation_level=None, uri=True)
+            if not read_only:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
             damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if damage != "ok":
-                raise EdgeDistillError(f"{path}: damaged ({damage})", "Restore the file, or redo with --from teach.")
-            self._db.execute(TABLE)
+                raise EdgeDistillError(f"{path}: damaged ({' '.join(damage.split())})", MEND)
+            if not read_only:
+                self._db.execute(TABLE)
         except sqlite3.DatabaseError as error:
             raise self._error(error) from error
 
@@ -91,7 +99,8 @@ class Store:
     def close(self) -> None:
         """Fold the journal into the file and close it, so that its checksum is final."""
         try:
-            self._db.execute("PRAGMA journal_mode=DELETE")
+            if not self._read_only:
+                self._db.execute("PRAGMA journal_mode=DELETE")
         except sqlite3.DatabaseError as error:
             raise self._error(error) from error
         finally:
@@ -100,4 +109,4 @@ class Store:
     def _error(self, error: sqlite3.DatabaseError) -> EdgeDistillError:
         if "full" in str(error) or "disk I/O" in str(error):
             return no_room(self._path, OSError(str(error)))
-        return EdgeDistillError(f"{self._path}: {error}", "Restore the file, or redo with --from teach.")
+        return EdgeDistillError(f"{self._path}: {error}", MEND)

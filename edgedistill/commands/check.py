@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..check import check
+from ..preflight import check
 from ..recipe import load_recipe
 from ..run import Run
 

@@ -13,6 +13,7 @@ from ..records import Completion, Message, Prompt
 from .engine import BatchEngine, EngineSettings, Request
 from .grammar import Grammar
 from .model import LlamaModel
+from .prefix import PrefixCache
 
 __all__ = ["Answerer", "Sampling", "SharedPrompt"]
 
@@ -87,12 +88,19 @@ class Answerer:
     """A loaded model with its shared prompt, ready for many prompts."""
 
     def __init__(
-        self, path: Path, preamble: Sequence[Message], schema: dict[str, Any] | None, threads: int, gpu_layers: int = -1
+        self,
+        path: Path,
+        preamble: Sequence[Message],
+        schema: dict[str, Any] | None,
+        threads: int,
+        gpu_layers: int = -1,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.model = LlamaModel(path, gpu_layers)
         self.shared = SharedPrompt(self.model, preamble)
         self._grammar = Grammar(self.model, schema) if schema else None
         self._threads = threads
+        self._prefix_cache = prefix_cache
 
     def __enter__(self) -> Answerer:
         return self
@@ -107,7 +115,8 @@ class Answerer:
         """An engine with room for as many answers at a time."""
         longest = min(self.model.context_limit, len(self.shared.tokens) + LONGEST_PROMPT + max_tokens)
         room = max(longest - len(self.shared.tokens), slots * (128 + max_tokens))
-        settings = EngineSettings(slots, len(self.shared.tokens) + room, self._threads, jump=jump)
+        context = len(self.shared.tokens) + room
+        settings = EngineSettings(slots, context, self._threads, prefix_cache=self._prefix_cache, jump=jump)
         return BatchEngine(self.model, settings, self.shared.tokens, self._grammar)
 
     def request(self, prompt: Prompt, sampling: Sampling) -> Request:

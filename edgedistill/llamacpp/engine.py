@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import EdgeDistillError, InvalidInput
 from .grammar import Grammar, GrammarState
 from .model import LlamaModel, last_error, load_llama_cpp
+from .prefix import PrefixCache
 
 __all__ = ["Answer", "BatchEngine", "DecodeBatch", "EngineSettings", "Request"]
 
@@ -33,6 +34,7 @@ class EngineSettings:
     context: int
     threads: int
     batch_tokens: int = 512
+    prefix_cache: PrefixCache | None = None
     jump: bool = True
     """Append forced tokens in one chunk; off, every token is decoded on its own, as plain servers do."""
 
@@ -149,10 +151,15 @@ class BatchEngine:
         return context
 
     def _decode_prefix(self, prefix: list[int]) -> None:
+        cache = self._settings.prefix_cache
+        if cache is not None and cache.restore(self._lib, self._context, prefix):
+            return
         for start in range(0, len(prefix), self._settings.batch_tokens):
             self._batch.clear()
             self._batch.add(prefix[start : start + self._settings.batch_tokens], start, PREFIX, False)
             self._decode()
+        if cache is not None:
+            cache.keep(self._lib, self._context, prefix)
 
     def _fits(self, request: Request, slots: dict[int, _Slot]) -> bool:
         needed = len(request.tokens) + request.max_tokens
@@ -254,7 +261,8 @@ def _draw(scores: NDArray[np.float32], top_p: float, random: np.random.Generator
     weights = np.exp(scores - scores.max(), dtype=np.float64)
     order = np.argsort(-weights)
     cumulated = np.cumsum(weights[order]) / weights.sum()
-    kept = order[: int(np.searchsorted(cumulated, top_p)) + 1]
+    # in the order of the ids, so that two weights that change places by a rounding change no draw
+    kept = np.sort(order[: int(np.searchsorted(cumulated, top_p)) + 1])
     return int(random.choice(kept, p=weights[kept] / weights[kept].sum()))
 
 

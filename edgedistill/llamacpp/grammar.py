@@ -34,7 +34,8 @@ class Grammar:
         grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=compact)
         self._start = LLMatcher(tokenizer, grammar)
         if self._start.is_error():
-            raise InvalidInput(f"schema: {self._start.get_error()}", "Use a JSON Schema of types, enums and properties.")
+            reason = " ".join(self._start.get_error().split())
+            raise InvalidInput(f"schema: {reason}", "Use a JSON Schema of types, enums and properties.")
 
     def begin(self) -> GrammarState:
         """The state before an answer's first token."""

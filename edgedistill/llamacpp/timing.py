@@ -35,6 +35,9 @@ class TimingTask:
     max_tokens: int
     threads: int
     gpu_layers: int
+    sha256: str
+    scratch: Path | None
+    """Where prefix states may be kept, if anywhere."""
 
 
 def measure(task: TimingTask) -> Iterator[dict[str, Any]]:
@@ -53,6 +56,8 @@ def measure(task: TimingTask) -> Iterator[dict[str, Any]]:
         "max_tokens": task.max_tokens,
         "threads": task.threads,
         "gpu_layers": task.gpu_layers,
+        "sha256": task.sha256,
+        "scratch": str(task.scratch) if task.scratch else None,
     }
     command = [sys.executable, "-m", "edgedistill.llamacpp.timing"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
@@ -81,11 +86,13 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 def main() -> None:
     """Answer the task on standard input, request by request."""
     from .answer import Answerer, Sampling
+    from .prefix import PrefixCache
 
     task = json.load(sys.stdin)
     started = time.perf_counter()
     preamble = [Message(**message) for message in task["preamble"]]
-    answerer = Answerer(Path(task["model"]), preamble, task["schema"], task["threads"], task["gpu_layers"])
+    cache = PrefixCache(Path(task["scratch"]), task["sha256"]) if task["scratch"] else None
+    answerer = Answerer(Path(task["model"]), preamble, task["schema"], task["threads"], task["gpu_layers"], cache)
     with answerer, answerer.engine(1, task["max_tokens"], jump=False) as engine:
         load_ms = (time.perf_counter() - started) * 1000
         _tell({"load_ms": round(load_ms, 1), "shared_tokens": len(answerer.shared.tokens)})

@@ -55,7 +55,7 @@ def page(document: dict[str, Any], points: Sequence[dict[str, Any]]) -> str:
         fields=_fields(document["candidates"]),
         tags=_tags(document),
         waterfall=_waterfall(document["data"]),
-        disagreements=_disagreements(document["disagreements"]),
+        disagreements=_disagreements([d for d in document["disagreements"] if d["candidate"] == document["best"]]),
     )
     return visible(html)
 
@@ -131,7 +131,7 @@ def _value(answer: Any) -> Any:
         return answer
     try:
         return json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return answer.strip()
 
 

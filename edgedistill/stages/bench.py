@@ -21,7 +21,7 @@ __all__ = ["bench", "bench_files", "timed_prompts"]
 def bench(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `bench.json`."""
     people = [*quant_candidates(recipe, run), teacher_candidate(recipe, run, progress)]
-    result = _measure(recipe, people, timed_prompts(recipe), progress)
+    result = _measure(recipe, people, run.scratch, progress)
     write_whole(out / "bench.json", json.dumps(result, indent=1).encode())
     return {person["name"]: person["latency_ms"]["e2e"] for person in result["candidates"]}
 
@@ -32,7 +32,7 @@ def bench_files(recipe: Recipe, paths: Sequence[Path], progress: Progress) -> di
 
     shown: tuple[Message, ...] = with_system(recipe.student.system, ())
     people = [Candidate(path.name, "student", "", path, file_sha256(path), shown, "student") for path in paths]
-    return _measure(recipe, people, timed_prompts(recipe), progress)
+    return _measure(recipe, people, None, progress)
 
 
 def timed_prompts(recipe: Recipe) -> list[Prompt]:
@@ -55,8 +55,11 @@ def timed_prompts(recipe: Recipe) -> list[Prompt]:
     return [*warmup, *timed]
 
 
-def _measure(recipe: Recipe, people: Sequence[Candidate], prompts: Sequence[Prompt], progress: Progress) -> dict[str, Any]:
+def _measure(
+    recipe: Recipe, people: Sequence[Candidate], scratch: Path | None, progress: Progress
+) -> dict[str, Any]:
     settings = recipe.bench
+    prompts = timed_prompts(recipe)
     schema = load_schema(recipe) if recipe.evaluate.constrained else None
     found = []
     for number, person in enumerate(people):
@@ -69,6 +72,8 @@ def _measure(recipe: Recipe, people: Sequence[Candidate], prompts: Sequence[Prom
             max_tokens=recipe.evaluate.max_tokens,
             threads=cores(),
             gpu_layers=recipe.teach.gpu_layers,
+            sha256=person.sha256,
+            scratch=scratch,
         )
         records = []
         for record in measure(task):

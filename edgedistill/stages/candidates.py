@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from ..chat import with_system
-from ..llamacpp.writer import GgufMetadata, write_gguf
+from ..llamacpp.writer import GgufMetadata
 from ..models import fetch
 from ..recipe import Recipe
 from ..records import Message
 from ..run import Progress, Run, file_sha256
 from ..teachers import preamble
-from .export import F16_NAME
+from .export import F16_NAME, to_gguf
 from .train import base_folder
 
 __all__ = ["Candidate", "base_candidates", "quant_candidates", "student_candidate", "teacher_candidate"]
@@ -44,7 +44,7 @@ class Candidate:
 
 
 def teacher_candidate(recipe: Recipe, run: Run, progress: Progress) -> Candidate:
-    weights = fetch(recipe.teacher.model, ("gguf",), run.offline, progress)
+    weights = fetch(recipe.reference("teacher"), ("gguf",), run.offline, progress)
     shown = preamble(recipe)
     return Candidate("teacher", "teacher", weights.quant or "?", weights.path, weights.sha256, shown, "teacher")
 
@@ -54,7 +54,7 @@ def base_candidates(recipe: Recipe, run: Run, out: Path, progress: Progress) -> 
     weights, base = base_folder(recipe, run, progress)
     path = out / "base-f16.gguf"
     if not path.exists():
-        write_gguf(base, path, GgufMetadata(name=weights.name), progress)
+        to_gguf(base, path, GgufMetadata(name=weights.name), run, progress)
     sha = file_sha256(path)
     return [
         Candidate("untrained student, teacher's prompt", "base", "F16", path, sha, preamble(recipe), "teacher"),

@@ -38,13 +38,13 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
         progress("curating", number, len(prompts))
     train = [example for example in kept if not is_valid_row(example.id, recipe.curate.valid_share)]
     valid = [example for example in kept if is_valid_row(example.id, recipe.curate.valid_share)]
-    if not train:
-        raise InvalidInput("no row is left to learn from", f"Read the reasons in {out / 'rejected.jsonl'}.")
     reasons = Counter(row["_ed"]["reason"] for row in rejected)
     stats = {"prompts": len(prompts), "train": len(train), "valid": len(valid), "rejected": dict(reasons)}
     write_whole(out / "train.jsonl", json_lines(example.as_row() for example in train))
     write_whole(out / "valid.jsonl", json_lines(example.as_row() for example in valid))
     write_whole(out / "rejected.jsonl", json_lines(rejected))
+    if not train:
+        raise InvalidInput("no row is left to learn from", f"Read the reasons in {out / 'rejected.jsonl'}.")
     write_whole(out / "stats.json", json_lines([stats]))
     return stats
 
@@ -126,5 +126,5 @@ def schema_validator(schema: dict[str, Any] | None) -> Validator | None:
     try:
         validator = jsonschema_rs.validator_for(schema)
     except (ValueError, jsonschema_rs.ValidationError) as error:
-        raise InvalidInput(f"schema: {error}", "Mend the schema.") from error
+        raise InvalidInput(f"schema: {str(error).splitlines()[0]}", "Mend the schema.") from error
     return validator.is_valid

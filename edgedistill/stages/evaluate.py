@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..llamacpp.answer import Answerer, Sampling
+from ..llamacpp.prefix import PrefixCache
 from ..recipe import Recipe, load_schema
 from ..records import Prompt, digest, read_prompts
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, write_whole
@@ -18,7 +20,6 @@ from .scoring import equal, score
 
 __all__ = ["evaluate", "evaluate_on"]
 
-SLOTS = 16
 SHOWN_DISAGREEMENTS = 40
 
 
@@ -32,7 +33,7 @@ def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[st
         student_candidate(recipe, run),
         *quant_candidates(recipe, run),
     ]
-    result = _compare(recipe, people, sets, (out / "results.sqlite", progress))
+    result = _compare(recipe, people, sets, _Bench(out / "results.sqlite", run.scratch, True, progress))
     (out / "base-f16.gguf").unlink(missing_ok=True)
     write_whole(out / "evaluation.json", json.dumps(result, indent=1, ensure_ascii=False).encode())
     return {person["name"]: person["eval"]["exact"] for person in result["candidates"]}
@@ -41,20 +42,29 @@ def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[st
 def evaluate_on(recipe: Recipe, run: Run, path: Path, store: Path, progress: Progress) -> dict[str, Any]:
     """The teacher and the student's quants on another eval file; the run is not touched."""
     people = [teacher_candidate(recipe, run, progress), *quant_candidates(recipe, run)]
-    return _compare(recipe, people, {"eval": path}, (store, progress))
+    return _compare(recipe, people, {"eval": path}, _Bench(store, run.scratch, False, progress))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Where answers are kept, where prefix states may be, and who is told."""
+
+    store: Path
+    scratch: Path
+    writes: bool
+    progress: Progress
 
 
 def _compare(
-    recipe: Recipe, people: Sequence[Candidate], sets: dict[str, Path], where: tuple[Path, Progress]
+    recipe: Recipe, people: Sequence[Candidate], sets: dict[str, Path], place: _Bench
 ) -> dict[str, Any]:
     prompts = {name: read_prompts(path) for name, path in sets.items()}
     everything = list({prompt.id: prompt for rows in prompts.values() for prompt in rows}.values())
-    store_path, progress = where
     answers: dict[str, dict[str, str]] = {}
-    with Store(store_path) as store:
+    with Store(place.store) as store:
         for number, person in enumerate(people):
-            counted = _Part(progress, number * len(everything), len(people) * len(everything), person.name)
-            answers[person.name] = _answers(recipe, person, everything, (store, counted))
+            counted = _Part(place.progress, number * len(everything), len(people) * len(everything), person.name)
+            answers[person.name] = _answers(recipe, person, everything, (store, replace(place, progress=counted)))
     is_valid = schema_validator(load_schema(recipe))
     reference = answers[people[0].name]
     return {
@@ -66,15 +76,20 @@ def _compare(
             }
             for person in people
         ],
-        "disagreements": _disagreements(prompts, reference, answers[people[-1].name], people[-1].name),
+        "disagreements": [
+            row
+            for person in people
+            if person.kind == "student" and person.quant != "F16"
+            for row in _disagreements(prompts, reference, answers[person.name], person.name)
+        ],
     }
 
 
 def _answers(
-    recipe: Recipe, person: Candidate, prompts: Sequence[Prompt], where: tuple[Store, Progress]
+    recipe: Recipe, person: Candidate, prompts: Sequence[Prompt], where: tuple[Store, _Bench]
 ) -> dict[str, str]:
     """The candidate's text for each prompt; only those that the store does not hold are asked."""
-    store, progress = where
+    store, place = where
     settings = recipe.evaluate
     schema = load_schema(recipe) if settings.constrained else None
     shown = [message.as_dict() for message in person.preamble]
@@ -82,11 +97,12 @@ def _answers(
     keys = {prompt.id: digest([m.as_dict() for m in prompt.messages], identity) for prompt in prompts}
     todo = [prompt for prompt in prompts if keys[prompt.id] not in store]
     if todo:
-        with Answerer(person.path, person.preamble, schema, cores(), recipe.teach.gpu_layers) as answerer:
+        cache = PrefixCache(place.scratch, person.sha256, place.writes)
+        with Answerer(person.path, person.preamble, schema, cores(), recipe.teach.gpu_layers, cache) as answerer:
             sampling = Sampling(settings.max_tokens)
-            for number, completion in enumerate(answerer.complete(todo, sampling, SLOTS), start=1):
+            for number, completion in enumerate(answerer.complete(todo, sampling, recipe.teach.slots), start=1):
                 store.add(keys[completion.prompt_id], completion)
-                progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
+                place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
                 stop_if_asked()
     found = {prompt_id: store.get(key) for prompt_id, key in keys.items()}
     return {prompt_id: completion.text for prompt_id, completion in found.items() if completion is not None}
@@ -105,7 +121,7 @@ class _Part:
 def _disagreements(
     prompts: dict[str, list[Prompt]], teacher: dict[str, str], student: dict[str, str], name: str
 ) -> list[dict[str, Any]]:
-    """Rows that the last candidate got wrong, or answered otherwise than the teacher; wrong ones first."""
+    """Rows that a candidate got wrong, or answered otherwise than the teacher; wrong ones first."""
     found = [
         {
             "set": kind,

@@ -12,7 +12,7 @@ from ..chat import with_system
 from ..errors import GateMissed
 from ..llamacpp.model import LlamaModel
 from ..llamacpp.probe import kl_divergence, next_token_logits
-from ..llamacpp.writer import GgufMetadata, write_gguf
+from ..llamacpp.writer import GgufMetadata, convert_with_checkout, write_gguf
 from ..recipe import Recipe
 from ..records import Message, read_prompts
 from ..run import Progress, Run, cores, write_whole
@@ -20,7 +20,7 @@ from ..students import load_student
 from ..students.encode import Encoder
 from .train import base_folder
 
-__all__ = ["F16_NAME", "export", "probe_texts", "prove", "prove_tokens"]
+__all__ = ["F16_NAME", "export", "probe_texts", "prove_tokens", "to_gguf"]
 
 F16_NAME = "student-f16.gguf"
 PROBES = 16  # prompts whose next-token distributions are compared
@@ -56,9 +56,9 @@ def export(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     progress("merging", 1, 1)
     metadata = GgufMetadata(
         name=recipe.name, basename=weights.name, finetune=recipe.name, version=recipe.package.version,
-        license=weights.licence or "",
+        licence=weights.licence,
     )
-    write_gguf(folder, out / F16_NAME, metadata, progress)
+    to_gguf(folder, out / F16_NAME, metadata, run, progress)
     prompts = read_prompts(run.folder("prompts") / "prompts.jsonl")[:PROBES]
     conversations = [with_system(recipe.student.system, prompt.messages) for prompt in prompts]
     progress("proving", 0, 2)
@@ -69,7 +69,7 @@ def export(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     parity |= {"kl_mean": float(divergence.mean()), "kl_max": float(divergence.max()), "max_kl": recipe.export.max_kl}
     progress("proving", 2, 2)
     write_whole(out / "parity.json", json.dumps(parity, indent=1).encode())
-    if parity["kl_mean"] > recipe.export.max_kl:
+    if not parity["kl_mean"] <= recipe.export.max_kl:  # NaN is no proof either
         worst = int(divergence.argmax())
         raise GateMissed(
             f"{out / F16_NAME}: answers differ from the Hugging Face side, KL {parity['kl_mean']:.2g} nats; "
@@ -77,6 +77,14 @@ def export(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
             "This is a fault of the export; please report it with the model's config.json.",
         )
     return parity | {"bytes": (out / F16_NAME).stat().st_size}
+
+
+def to_gguf(folder: Path, out: Path, metadata: GgufMetadata, run: Run, progress: Progress) -> None:
+    """Write a Hugging Face folder as a 16-bit GGUF: by the converter of the run's llama.cpp checkout, or by our own."""
+    if run.llama_cpp is not None:
+        convert_with_checkout(run.llama_cpp, folder, out)
+    else:
+        write_gguf(folder, out, metadata, progress)
 
 
 def prove_tokens(folder: Path, gguf: Path, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:

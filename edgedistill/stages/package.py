@@ -21,7 +21,7 @@ from ..report.summary import document
 from ..run import Progress, Run, cores, file_sha256, no_room, stop_if_asked, sync_folder, write_whole
 from .device_files import Device, model_card, modelfile, serve_script
 
-__all__ = ["package", "verify"]
+__all__ = ["Rejected", "package", "verify"]
 
 SUMS, GOLDEN, SCHEMA = "SHA256SUMS", "golden.json", "schema.json"
 SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")
@@ -30,16 +30,20 @@ LONGEST_ANSWER = 1 << 16
 CONTEXT_STEP = 256
 
 
+class Rejected(GateMissed):
+    """No quant passes every bar of the recipe: that is the verdict, not a fault."""
+
+
 def package(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write the folder of the chosen quant, `SHA256SUMS` last, and verify it.
 
-    Raises GateMissed where no quant passes, or a licence does not allow it; Unsafe where the file is not the one that
-    was evaluated.
+    Raises Rejected where no quant passes, GateMissed where a licence does not allow it, Unsafe where the file is not
+    the one that was evaluated.
     """
     found = document(recipe, run)
     chosen = next((one for one in found["candidates"] if one["name"] == found["chosen"]), None)
     if chosen is None:
-        raise GateMissed(
+        raise Rejected(
             f"{recipe.name} is {found['verdict']}: {' '.join(found['reasons'])}",
             f"Read the report: edgedistill report {run.path}",
         )
@@ -95,8 +99,8 @@ def verify(folder: Path) -> dict[str, Any]:
 
 def _device(recipe: Recipe, run: Run, source: Path, quant: str) -> Device:
     """Names, limits and licences of the package."""
-    teacher = identify(recipe.teacher.model, ("gguf",), run.offline)
-    student = identify(recipe.student.model, ("hf", "gguf"), run.offline)
+    teacher = identify(recipe.reference("teacher"), ("gguf",), run.offline)
+    student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
     licences = (
         vet_licence(teacher.licence, "teacher", recipe.accept_license),
         vet_licence(student.licence, "student", recipe.accept_license),

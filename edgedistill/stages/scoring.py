@@ -50,11 +50,20 @@ def equal(answer: str, other: Any) -> bool:
     """
     value = json_instance(answer)
     if not isinstance(other, str):
-        return bool(value == other and type(value) is type(other))
+        return type(value) is type(other) and _same(value, other)
     second = json_instance(other)
     if value is not None and second is not None:
-        return bool(value == second)
+        return _same(value, second)
     return answer.strip() == other.strip()
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; unlike in Python, `true` is not 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def wilson(count: int, size: int) -> tuple[float, float]:
@@ -86,7 +95,7 @@ def _fields(judged: Sequence[Prompt], answers: Mapping[str, str]) -> dict[str, f
     for prompt in objects:
         value = json_instance(answers[prompt.id])
         for name in names:
-            right[name] += isinstance(value, dict) and name in value and value[name] == prompt.expected.get(name)
+            right[name] += isinstance(value, dict) and name in value and _same(value[name], prompt.expected.get(name))
     return {name: share(count, len(objects)) for name, count in right.items()}
 
 

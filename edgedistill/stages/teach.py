@@ -20,9 +20,9 @@ __all__ = ["answers", "row_key", "teach", "teacher_identity"]
 def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Fill `teacher.sqlite`; rows that are there already are not asked again."""
     prompts = read_prompts(run.folder("prompts") / "prompts.jsonl")
-    weights = fetch(recipe.teacher.model, ("gguf",), run.offline, progress)
+    weights = fetch(recipe.reference("teacher"), ("gguf",), run.offline, progress)
     identity = teacher_identity(recipe, weights.sha256)
-    task = TeacherTask(weights.path, preamble(recipe), load_schema(recipe))
+    task = TeacherTask(weights.path, weights.sha256, preamble(recipe), load_schema(recipe), run.scratch)
     with Store(out / "teacher.sqlite") as store:
         keys = {prompt.id: row_key(prompt, identity) for prompt in prompts}
         todo = [prompt for prompt in prompts if keys[prompt.id] not in store]
@@ -32,7 +32,13 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
         "rows": len(prompts),
         "asked": len(todo),
         "completion_tokens": tokens,
-        "teacher": {"name": weights.name, "sha256": weights.sha256, "source": weights.source},
+        "teacher": {
+            "name": weights.name,
+            "sha256": weights.sha256,
+            "source": weights.source,
+            "licence": weights.licence,
+            "quant": weights.quant,
+        },
         "identity": identity,
     }
 
@@ -76,7 +82,7 @@ def answers(run: Run, prompts: Sequence[Prompt]) -> list[Any]:
     Raises EdgeDistillError where one is missing.
     """
     identity = run.summary("teach")["identity"]
-    with Store(run.folder("teach") / "teacher.sqlite") as store:
+    with Store(run.folder("teach") / "teacher.sqlite", read_only=True) as store:
         found = [store.get(row_key(prompt, identity)) for prompt in prompts]
     if None in found:
         raise EdgeDistillError(f"{run.folder('teach')}: answers are missing", "Redo with --from teach.")

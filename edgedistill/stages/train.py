@@ -40,7 +40,7 @@ def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
 
 def base_folder(recipe: Recipe, run: Run, progress: Progress) -> tuple[Weights, Path]:
     """The student's base as a Hugging Face folder; a GGUF is imported once and kept in the cache by its hash."""
-    weights = fetch(recipe.student.model, ("hf", "gguf"), run.offline, progress)
+    weights = fetch(recipe.reference("student"), ("hf", "gguf"), run.offline, progress)
     if weights.format == "hf":
         return weights, weights.path
     folder = cache_root() / "imported" / weights.sha256[:16]

@@ -36,15 +36,16 @@ def save(folder: Path, step: int, state: dict[str, Any], write_tensors: Callable
         for path in sorted(partial.iterdir()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        sums = "".join(f"{file_sha256(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
+        write_whole(partial / MANIFEST, sums.encode())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        sync_folder(folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise no_room(final, error) from error
-    sums = "".join(f"{file_sha256(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
-    write_whole(partial / MANIFEST, sums.encode())
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(partial, final)
-    sync_folder(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old)
 
@@ -66,5 +67,6 @@ def _is_whole(path: Path) -> bool:
     manifest = path / MANIFEST
     if not manifest.is_file():
         return False
-    lines = (line.split("  ", 1) for line in manifest.read_text(encoding="utf-8").splitlines())
-    return all((path / name).is_file() and file_sha256(path / name) == sha for sha, name in lines)
+    lines = manifest.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = sorted(f"{file_sha256(file)}  {file.name}" for file in path.iterdir() if file.name != MANIFEST)
+    return bool(found) and sorted(lines) == found

@@ -10,7 +10,9 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import EdgeDistillError
+from ..errors import EdgeDistillError, Stopped
 from ..recipe import TrainSettings
 from ..records import json_lines
-from ..run import cores, stop_if_asked, write_whole
+from ..run import cores, no_room, stop_if_asked, write_whole
 from . import TrainingData, TrainStep, checkpoints
 from .batching import epoch_batches, padded_share
 from .encode import EncodedExample
@@ -38,6 +40,7 @@ TOKENIZER_FILES = (
 )
 LARGEST_FLOAT16 = 65504.0
 CLIP = 1.0
+SHORT = 256  # tokens; up to here plain attention beats torch's fused one on a CPU, whose backward pass is slow
 
 
 def load(base: Path) -> TorchStudent:
@@ -77,19 +80,28 @@ class TorchStudent:
         """
         torch.set_num_threads(cores())
         torch.manual_seed(data.seed)
-        session = _Session(self._load(compute_dtype()), data, settings)
+        model = self._load(compute_dtype())
+        if device() == "cpu" and max(len(example.tokens) for example in data.train) <= SHORT:
+            model.set_attn_implementation("eager")
+        session = _Session(model, data, settings)
         plan = _Plan.of(data, settings)
         found = checkpoints.newest(out / "checkpoints")
         if found is not None:
             session.restore(*found)
-        for step in range(session.step, len(plan.batches)):
+        while session.step < len(plan.batches):
             session.run_step(plan, report)
-            stopping = step + 1 == len(plan.batches)
-            if stopping or (step + 1) % settings.checkpoint_steps == 0:
-                checkpoints.save(out / "checkpoints", session.step, session.state(), session.write)
-            stop_if_asked()
+            due = session.step == len(plan.batches) or session.step % settings.checkpoint_steps == 0
+            if due:
+                session.save(out / "checkpoints")
+            try:
+                stop_if_asked()
+            except Stopped:
+                if not due:
+                    session.save(out / "checkpoints")
+                raise
         write_whole(out / "metrics.jsonl", json_lines(session.metrics))
-        session.save_adapter(out / "adapter")
+        with _room_for(out / "adapter"):
+            session.save_adapter(out / "adapter")
         last = session.metrics[-1]
         return {
             "steps": session.step,
@@ -111,13 +123,16 @@ class TorchStudent:
         else:
             model.load_state_dict(_read_tensors(adapter / "model.safetensors"), strict=False)
             model.tie_weights()
-        largest = max(float(weight.abs().max()) for weight in model.parameters())
-        if not math.isfinite(largest):
+        extremes = [float(weight.detach().abs().max()) for weight in model.parameters()]
+        largest = max(extremes)
+        if not all(map(math.isfinite, extremes)):
             raise EdgeDistillError(f"{adapter}: weights are not finite", "Lower train.learning_rate.")
-        model.to(torch.float16 if largest < LARGEST_FLOAT16 else torch.bfloat16).save_pretrained(out)
-        for name in TOKENIZER_FILES:
-            if (self._base / name).is_file():
-                shutil.copyfile(self._base / name, out / name)
+        model.to(torch.float16 if largest < LARGEST_FLOAT16 else torch.bfloat16)
+        with _room_for(out):
+            model.save_pretrained(out)
+            for name in TOKENIZER_FILES:
+                if (self._base / name).is_file():
+                    shutil.copyfile(self._base / name, out / name)
 
     def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""
@@ -159,15 +174,12 @@ class _Session:
         started = time.perf_counter()
         self._model.train()
         loss, _ = self._loss(batch)
-        value = float(loss)
-        if not math.isfinite(value):
-            names = ", ".join(example.id for example in batch)
-            raise EdgeDistillError(
-                f"step {self.step + 1}: the loss is {value}; rows {names}", "Lower train.learning_rate, or drop the rows."
-            )
+        value = float(loss.detach())
+        self._must_be_finite("loss", value, batch)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(self._weights.values()), CLIP, error_if_nonfinite=True)
+        norm = torch.nn.utils.clip_grad_norm_(list(self._weights.values()), CLIP)
+        self._must_be_finite("gradient's norm", float(norm), batch)
         self._optimizer.step()
         self.step += 1
         seconds = time.perf_counter() - started
@@ -179,6 +191,14 @@ class _Session:
             | ({} if valid is None else {"valid_loss": valid})
         )
         report(moment)
+
+    def _must_be_finite(self, what: str, value: float, batch: Sequence[EncodedExample]) -> None:
+        if not math.isfinite(value):
+            names = ", ".join(example.id for example in batch)
+            raise EdgeDistillError(
+                f"step {self.step + 1}: the {what} is {value}; rows {names}",
+                "Lower train.learning_rate, or drop the rows.",
+            )
 
     def _loss(self, batch: Sequence[EncodedExample]) -> tuple[Any, int]:
         """Mean cross entropy in nats over the batch's completion tokens, and how many these are."""
@@ -202,6 +222,11 @@ class _Session:
         """All of a checkpoint that is no tensor."""
         return {"metrics": self.metrics}
 
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into the folder."""
+        with _room_for(folder):
+            checkpoints.save(folder, self.step, self.state(), self.write)
+
     def write(self, folder: Path) -> None:
         """Write the tensors of a checkpoint."""
         from safetensors.torch import save_file
@@ -211,7 +236,8 @@ class _Session:
             for name, weight in self._weights.items()
             for kind, value in self._optimizer.state[weight].items()
         }
-        save_file({name: weight.detach().contiguous() for name, weight in self._weights.items()}, folder / "weights.safetensors")
+        weights = {name: weight.detach().contiguous() for name, weight in self._weights.items()}
+        save_file(weights, folder / "weights.safetensors")
         save_file({**moments, "random": torch.get_rng_state()}, folder / "optimizer.safetensors")
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
@@ -289,6 +315,8 @@ def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    # what PEFT and transformers have to say to each other is none of the user's
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(
@@ -323,6 +351,19 @@ def _tensors(batch: Sequence[EncodedExample]) -> tuple[Any, Any, Any, Any]:
 def _chunks(examples: Sequence[EncodedExample], size: int) -> Iterator[Sequence[EncodedExample]]:
     for start in range(0, len(examples), size):
         yield examples[start : start + size]
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Raise Stopped where the block could not write; safetensors has an error of its own for that."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        raise no_room(path, error) from error
+    except SafetensorError as error:
+        raise no_room(path, OSError(str(error))) from error
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:

@@ -22,11 +22,16 @@ BACKENDS = {"llamacpp": ("llama_cpp", "llama-cpp-python")}
 
 @dataclass(frozen=True)
 class TeacherTask:
-    """What a teacher is loaded for: its weights, what every prompt begins with, and the schema of its answers."""
+    """What a teacher is loaded for: its weights, what every prompt begins with, and the schema of its answers.
+
+    `scratch` is a folder in which a backend may keep what makes its next start faster.
+    """
 
     model: Path
+    sha256: str
     preamble: tuple[Message, ...]
     schema: dict[str, Any] | None
+    scratch: Path
 
 
 class Teacher(Protocol):
@@ -59,9 +64,16 @@ def preamble(recipe: Recipe) -> tuple[Message, ...]:
     teacher = recipe.teacher
     parts = [teacher.system]
     if teacher.guide:
-        parts.append(recipe.file(teacher.guide).read_text(encoding="utf-8"))
+        parts.append(_guide(recipe.file(teacher.guide)))
     examples = _examples(recipe.file(teacher.examples)) if teacher.examples else ()
     return with_system("\n\n".join(part.strip() for part in parts if part.strip()), examples)
+
+
+def _guide(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: {error}", "Give a text file in UTF-8, or correct teacher.guide.") from error
 
 
 def _examples(path: Path) -> tuple[Message, ...]:

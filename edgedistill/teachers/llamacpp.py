@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..llamacpp.answer import Answerer, Sampling
+from ..llamacpp.prefix import PrefixCache
 from ..recipe import TeachSettings
 from ..records import Completion, Prompt
 from ..run import cores
@@ -24,7 +25,8 @@ class LlamaTeacher:
         """Yield one completion per prompt, in the order they finish."""
         if self._answerer is None:
             task = self._task
-            self._answerer = Answerer(task.model, task.preamble, task.schema, cores(), settings.gpu_layers)
+            cache = PrefixCache(task.scratch, task.sha256)
+            self._answerer = Answerer(task.model, task.preamble, task.schema, cores(), settings.gpu_layers, cache)
         sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, seed)
         yield from self._answerer.complete(prompts, sampling, settings.slots)
 

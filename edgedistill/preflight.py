@@ -1,4 +1,4 @@
-"""check: refuse in the first second what would fail in the third hour.
+"""preflight: refuse in the first second what would fail in the third hour.
 
 Each requirement of a stage has a line here. `check` prints them; `run` begins with them.
 """
@@ -92,8 +92,8 @@ def _backends(recipe: Recipe, run: Run) -> str:
 
 
 def _licences(recipe: Recipe, run: Run) -> str:
-    teacher = identify(recipe.teacher.model, ("gguf",), run.offline)
-    student = identify(recipe.student.model, ("hf", "gguf"), run.offline)
+    teacher = identify(recipe.reference("teacher"), ("gguf",), run.offline)
+    student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
     vetted = [
         vet_licence(teacher.licence, "teacher", recipe.accept_license),
         vet_licence(student.licence, "student", recipe.accept_license),
@@ -103,7 +103,7 @@ def _licences(recipe: Recipe, run: Run) -> str:
 
 def _models(recipe: Recipe, run: Run) -> str:
     found = []
-    for ref, want in ((recipe.teacher.model, ("gguf",)), (recipe.student.model, ("hf", "gguf"))):
+    for ref, want in ((recipe.reference("teacher"), ("gguf",)), (recipe.reference("student"), ("hf", "gguf"))):
         identity = identify(ref, want, run.offline)  # type: ignore[arg-type]
         if run.offline and not identity.cached:
             raise MissingRequirement(f"{ref}: not on this machine, and offline", f"Fetch it first: edgedistill fetch {ref}")
@@ -136,8 +136,8 @@ def estimated_disk(recipe: Recipe, run: Run) -> int:
     """Bytes that the run folder and the caches will still grow by, at most."""
     teacher, student = _sizes(recipe, run)
     cached = [
-        identify(recipe.teacher.model, ("gguf",), run.offline).cached,
-        identify(recipe.student.model, ("hf", "gguf"), run.offline).cached,
+        identify(recipe.reference("teacher"), ("gguf",), run.offline).cached,
+        identify(recipe.reference("student"), ("hf", "gguf"), run.offline).cached,
     ]
     fetched = sum(2 * size for size, is_there in zip((teacher, student), cached, strict=True) if not is_there)
     full = 12 * student if recipe.train.method == "full" else 0
@@ -146,8 +146,8 @@ def estimated_disk(recipe: Recipe, run: Run) -> int:
 
 def _sizes(recipe: Recipe, run: Run) -> tuple[int, int]:
     """Bytes of the teacher's file and of the student's weights at 16 bits."""
-    teacher = identify(recipe.teacher.model, ("gguf",), run.offline).size_bytes or GIGABYTE
-    student = identify(recipe.student.model, ("hf", "gguf"), run.offline)
+    teacher = identify(recipe.reference("teacher"), ("gguf",), run.offline).size_bytes or GIGABYTE
+    student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
     size = student.size_bytes or GIGABYTE
     return teacher, 3 * size if student.format == "gguf" else size
 

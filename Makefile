@@ -1,0 +1,31 @@
+# `make demo` and `make test` are all that a fresh machine needs; both set up first.
+# PIP_ARGS is handed to pip, for a mirror or another build of torch.
+PYTHON ?= python3
+PIP_ARGS ?=
+RECIPE ?= recipes/home-commands
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: setup demo test lint clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt $(PIP_ARGS) --editable '.[torch,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/edgedistill run $(RECIPE)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs dist .pytest_cache .mypy_cache .ruff_cache

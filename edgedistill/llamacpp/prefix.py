@@ -1,0 +1,62 @@
+"""The KV state of a shared prefix, kept on disk: decoded once a run, read back in every later process.
+
+A long prefix (guide and examples) takes tens of seconds to decode and a fraction of one to read. The file is bound to
+the model's content, the tokens and the library's version, and to its own hash: anything else is decoded again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..records import digest
+from ..run import file_sha256, free_space, write_whole
+
+__all__ = ["PrefixCache"]
+
+SHORTEST = 256  # tokens; a shorter prefix is decoded about as fast as it is read
+LARGEST_SHARE = 0.1  # of the free disk
+
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """Where states of one model's prefixes are kept. Losing the folder costs time, nothing else."""
+
+    folder: Path
+    model_sha256: str
+    writes: bool = True
+
+    def restore(self, lib: Any, context: Any, tokens: Sequence[int]) -> bool:
+        """Load the prefix into sequence 0 of the context; False where no whole state of exactly these tokens is kept."""
+        path = self._path(tokens)
+        stated = path.with_suffix(".sha256")
+        if not path.is_file() or not stated.is_file() or stated.read_text(encoding="utf-8") != file_sha256(path):
+            return False
+        found = (ctypes.c_int32 * len(tokens))()
+        count = ctypes.c_size_t(0)
+        size = lib.llama_state_seq_load_file(context, os.fsencode(path), 0, found, len(tokens), ctypes.byref(count))
+        return size > 0 and list(found[: count.value]) == list(tokens)
+
+    def keep(self, lib: Any, context: Any, tokens: Sequence[int]) -> None:
+        """Save the prefix of sequence 0, where it is long enough to be worth it and the disk has room."""
+        size = lib.llama_state_seq_get_size(context, 0)
+        if not self.writes or len(tokens) < SHORTEST or size > LARGEST_SHARE * free_space(self.folder):
+            return
+        path = self._path(tokens)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+        array = (ctypes.c_int32 * len(tokens))(*tokens)
+        if lib.llama_state_seq_save_file(context, os.fsencode(partial), 0, array, len(tokens)) == 0:
+            partial.unlink(missing_ok=True)
+            return
+        write_whole(path.with_suffix(".sha256"), file_sha256(partial).encode())
+        os.replace(partial, path)
+
+    def _path(self, tokens: Sequence[int]) -> Path:
+        version = metadata.version("llama-cpp-python")
+        return self.folder / f"prefix-{digest(self.model_sha256, list(tokens), version)[:24]}.kv"

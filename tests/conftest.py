@@ -1,0 +1,104 @@
+"""Fixtures of every test: pico models made once, recipes on them, and a machine without models of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from pico_recipe import PicoModels, pico_models, write_pico_recipe
+
+from edgedistill import run
+from edgedistill.pipeline import RunSettings, run_recipe
+
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give a test one core: pico models are so small that sharing them out costs more than it brings."""
+    if CORES:
+        os.sched_setaffinity(0, CORES if item.get_closest_marker("slow") else {max(CORES)})
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> PicoModels:
+    """A pico teacher and a pico student, to be read only."""
+    return pico_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def pico_recipe(models: PicoModels, tmp_path: Path) -> Path:
+    """The folder of a complete recipe on the pico models."""
+    return write_pico_recipe(tmp_path / "recipe", models)
+
+
+@pytest.fixture
+def ask_to_stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """What the first Ctrl-C does, without the signal; undone after the test."""
+    yield lambda: monkeypatch.setattr(run, "_asked_to_stop", True)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A recipe that was run from end to end, and its run."""
+
+    recipe: Path
+    runs: Path
+    seen: tuple[str, ...]
+    """What was reported on the way, each phase once."""
+
+    @property
+    def run(self) -> Path:
+        return self.runs / "pico"
+
+    def copied(self, folder: Path) -> Finished:
+        """The same in a folder of one's own."""
+        recipe, runs = Path(shutil.copytree(self.recipe, folder / "recipe")), folder / "runs"
+        shutil.copytree(self.runs, runs)
+        return Finished(recipe, runs, self.seen)
+
+
+@pytest.fixture(scope="session")
+def finished(models: PicoModels, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A whole run of the pico recipe, made once; tests that change anything take a copy."""
+    if any(find_spec(library) is None for library in ("torch", "transformers", "peft", "llama_cpp")):
+        pytest.skip("a whole run needs torch, transformers, peft and llama_cpp")
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = write_pico_recipe(folder / "recipe", models)
+    seen: list[str] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        assert 0 <= done <= total, what
+        phase = what.partition(" (")[0]
+        if phase not in seen:
+            seen.append(phase)
+
+    run_recipe(recipe, RunSettings(runs=folder / "runs", offline=True), progress)
+    return Finished(recipe, folder / "runs", tuple(seen))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of so many bytes; only root may."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    if shutil.which("mount") is None:
+        pytest.skip("a small disk cannot be mounted here: no mount")
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)

@@ -1,0 +1,217 @@
+"""What is thrown out has a named reason, and what is kept is split by hash alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pico import silent
+
+from edgedistill.errors import EdgeDistillError, InvalidInput
+from edgedistill.recipe import CurateSettings, Recipe, load_recipe
+from edgedistill.records import Completion, json_lines, read_prompts, read_rows
+from edgedistill.run import Run
+from edgedistill.stages.curate import curate, is_valid_row, reject, repeats, schema_validator
+from edgedistill.stages.prompts import prompts as prompts_stage
+from edgedistill.stages.teach import row_key
+from edgedistill.store import Store
+
+RECIPE = """
+name = "curated"
+schema_file = "schema.json"
+[teacher]
+model = "t.gguf"
+[student]
+model = "s"
+[curate]
+valid_share = {share}
+"""
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+GOOD = '{"a": 1}'
+Answers = dict[str, tuple[str, str]]
+
+
+def completion(text: str, finish_reason: str = "stop") -> Completion:
+    return Completion("id", text, finish_reason, 1, 1, 0.1)
+
+
+def taught(folder: Path, answers: Answers, evals: tuple[str, ...] = (), share: float = 0.0) -> tuple[Recipe, Run]:
+    """A run whose teacher has answered: prompt -> text and finish_reason."""
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in answers]
+    (folder / "prompts.jsonl").write_bytes(json_lines(rows))
+    (folder / "eval.jsonl").write_bytes(json_lines({"messages": [{"role": "user", "content": text}]} for text in evals))
+    (folder / "schema.json").write_text(json.dumps(SCHEMA), encoding="utf-8")
+    (folder / "recipe.toml").write_text(RECIPE.format(share=share), encoding="utf-8")
+    run = Run(folder / "run")
+    (run.begin("prompts", "key", afresh=True) / "prompts.jsonl").write_bytes(json_lines(rows))
+    out = run.begin("teach", "key", afresh=True)
+    with Store(out / "teacher.sqlite") as store:
+        for prompt in read_prompts(folder / "prompts.jsonl"):
+            text, reason = answers[prompt.text]
+            store.add(row_key(prompt, "identity"), Completion(prompt.id, text, reason, 1, 1, 0.1))
+    run.finish("teach", "key", {"identity": "identity"}, 1.0)
+    return load_recipe(folder), run
+
+
+def curated(recipe: Recipe, run: Run) -> tuple[dict[str, Any], dict[str, str], Path]:
+    """Statistics, the reason of each rejected prompt, and the folder."""
+    out = run.begin("curate", "key", afresh=True)
+    stats = curate(recipe, run, out, silent)
+    reasons = {row["messages"][0]["content"]: row["_ed"]["reason"] for _, row in read_rows(out / "rejected.jsonl")}
+    return stats, reasons, out
+
+
+def kept(out: Path, name: str = "train.jsonl") -> list[str]:
+    return [row["messages"][0]["content"] for _, row in read_rows(out / name)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (completion(GOOD), None),
+        (completion(GOOD, "length"), "cut off"),
+        (completion(" \n"), "empty"),
+        (completion("not json"), "schema"),
+        (completion('{"a": "1"}'), "schema"),
+        (completion('{"a": NaN}'), "schema"),
+        (completion(r'{"\ud800": 1}'), "schema"),
+        (completion("[" * 100_000), "schema"),
+    ],
+)
+def test_each_fault_of_an_answer_has_its_name(answer: Completion, reason: str | None) -> None:
+    assert reject(answer, CurateSettings(), schema_validator(SCHEMA)) == reason
+
+
+@pytest.mark.parametrize("text", ["I'm sorry, but no.", "As an AI, I cannot do that", "  i can't"])
+def test_a_refusal_is_known_by_its_beginning(text: str) -> None:
+    assert reject(completion(text), CurateSettings(), None) == "refusal"
+    assert reject(completion(f"Well. {text}"), CurateSettings(), None) is None
+
+
+def test_a_recipe_may_name_no_refusals_at_all() -> None:
+    assert reject(completion("I'm sorry"), CurateSettings(refusals=()), None) is None
+
+
+@given(st.text(min_size=1, max_size=20), st.integers(2, 60))
+def test_repeats_never_fails_whatever_the_text(text: str, times: int) -> None:
+    assert repeats(text * times) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "repeated"),
+    [
+        ("no no no", False),
+        ("no " * 30, True),
+        ("the light is on and " * 10, True),
+        (" ".join(str(number) for number in range(50)), False),
+        ("", False),
+    ],
+)
+def test_only_a_long_text_of_the_same_words_is_a_repetition(text: str, repeated: bool) -> None:
+    assert repeats(text) is repeated
+
+
+def test_rejected_rows_are_kept_in_a_file_with_their_reasons(tmp_path: Path) -> None:
+    recipe, run = taught(
+        tmp_path,
+        {
+            "turn on the light in the kitchen": (GOOD, "stop"),
+            "Turn on the light in the kitchen!": (GOOD, "stop"),
+            "turn on the light in the kitchens": (GOOD, "stop"),
+            "close the blind of the office window": (GOOD, "length"),
+            "is the front door locked tonight": ("yes", "stop"),
+            "play some quiet music for me": (GOOD, "stop"),
+            "set the volume of the radio to nine": (GOOD, "stop"),
+        },
+        evals=("Play some quiet music for me.", "set the volume of the radio to nin"),
+    )
+    stats, reasons, out = curated(recipe, run)
+    assert reasons == {
+        "Turn on the light in the kitchen!": "exact duplicate",
+        "turn on the light in the kitchens": "near duplicate",
+        "close the blind of the office window": "cut off",
+        "is the front door locked tonight": "schema",
+        "play some quiet music for me": "overlap with eval",
+        "set the volume of the radio to nine": "overlap with eval",
+    }
+    assert kept(out) == ["turn on the light in the kitchen"]
+    assert stats["prompts"] == 7 == stats["train"] + stats["valid"] + sum(stats["rejected"].values())
+    assert json.loads((out / "stats.json").read_text(encoding="utf-8")) == stats
+    twins = {row["_ed"].get("of") for _, row in read_rows(out / "rejected.jsonl")}
+    first = next(prompt for prompt in read_prompts(tmp_path / "prompts.jsonl"))
+    assert first.id in twins
+
+
+def test_a_rejected_row_does_not_push_out_a_good_one_that_resembles_it(tmp_path: Path) -> None:
+    answers = {"lock the garage door now": ("", "stop"), "Lock the garage door now!": (GOOD, "stop")}
+    _, reasons, out = curated(*taught(tmp_path, answers))
+    assert reasons == {"lock the garage door now": "empty"}
+    assert kept(out) == ["Lock the garage door now!"]
+
+
+def many(count: int) -> Answers:
+    return {f"{number} {number * 7919} command {number * 104729}": (GOOD, "stop") for number in range(count)}
+
+
+def test_the_split_depends_on_the_rows_alone_and_not_on_their_order(tmp_path: Path) -> None:
+    answers = many(80)
+    splits = []
+    for name, items in (("one", answers.items()), ("other", reversed(answers.items()))):
+        (tmp_path / name).mkdir()
+        _, _, out = curated(*taught(tmp_path / name, dict(items), share=0.25))
+        splits.append((set(kept(out)), set(kept(out, "valid.jsonl"))))
+    assert splits[0] == splits[1]
+    assert 8 <= len(splits[0][1]) <= 35
+
+
+@given(st.text(), st.floats(0, 1))
+def test_a_row_that_measures_at_a_small_share_measures_at_every_larger_one(identity: str, share: float) -> None:
+    assert not is_valid_row(identity, 0.0)
+    assert is_valid_row(identity, 1.0)
+    assert not is_valid_row(identity, share) or is_valid_row(identity, min(1.0, share * 1.5))
+
+
+def test_where_nothing_is_left_the_reasons_are_named(tmp_path: Path) -> None:
+    recipe, run = taught(tmp_path, {"one": ("", "stop"), "two": ("no", "stop")})
+    with pytest.raises(InvalidInput, match="no row is left to learn from") as caught:
+        curated(recipe, run)
+    assert "rejected.jsonl" in caught.value.hint
+    assert (run.folder("curate") / "rejected.jsonl").is_file()
+
+
+def test_an_answer_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    recipe, run = taught(tmp_path, {"one": (GOOD, "stop")})
+    (run.folder("prompts") / "prompts.jsonl").write_bytes(
+        json_lines([{"messages": [{"role": "user", "content": "another"}]}])
+    )
+    with pytest.raises(EdgeDistillError, match="answers are missing"):
+        curated(recipe, run)
+
+
+def test_curating_leaves_the_teachers_file_as_it_was(tmp_path: Path) -> None:
+    recipe, run = taught(tmp_path, many(5))
+    before = (run.folder("teach") / "teacher.sqlite").read_bytes()
+    curated(recipe, run)
+    assert (run.folder("teach") / "teacher.sqlite").read_bytes() == before
+    assert run.state("teach", "key") == "done"
+
+
+def test_a_schema_that_is_none_is_refused_on_one_line() -> None:
+    with pytest.raises(InvalidInput, match="schema: ") as caught:
+        schema_validator({"type": 5})
+    assert "\n" not in caught.value.message
+    assert schema_validator(None) is None
+
+
+def test_repeated_prompts_are_dropped_before_they_are_paid_for(tmp_path: Path) -> None:
+    recipe, run = taught(tmp_path, {"Light on, please": (GOOD, "stop"), "light on please": (GOOD, "stop"), "bye": (GOOD, "stop")})
+    out = run.begin("prompts", "key", afresh=True)
+    assert prompts_stage(recipe, run, out, silent) == {"kept": 2, "dropped": 1}
+    dropped = [row for _, row in read_rows(out / "dropped.jsonl")]
+    first = read_prompts(tmp_path / "prompts.jsonl")[0]
+    assert [(row["_ed"]["reason"], row["_ed"]["of"]) for row in dropped] == [("exact duplicate", first.id)]
+    assert kept(out, "prompts.jsonl") == ["Light on, please", "bye"]

@@ -1,0 +1,417 @@
+"""A whole run on pico models: from prompts to package, stopped, killed, changed, out of room, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Finished
+from pico import silent
+from pico_recipe import PicoModels, rows, untouched, write_pico_recipe
+from test_hub import FakeHub, hub  # noqa: F401 (a fixture)
+
+import edgedistill
+from edgedistill.errors import EdgeDistillError, GateMissed, InvalidInput, Stopped
+from edgedistill.pipeline import STAGES, RunSettings, run_recipe, stage_keys
+from edgedistill.recipe import load_recipe
+from edgedistill.records import read_rows
+from edgedistill.run import Run
+from edgedistill.stages.package import Rejected, verify
+from edgedistill.store import Store
+
+NAMES = [stage.name for stage in STAGES]
+
+# what does not hang on the clock: equal after any kill
+SAME_BYTES = (
+    "prompts/prompts.jsonl",
+    "curate/train.jsonl",
+    "curate/valid.jsonl",
+    "curate/rejected.jsonl",
+    "curate/stats.json",
+    "train/adapter/adapter_model.safetensors",
+    "export/student/model.safetensors",
+    "export/student-f16.gguf",
+    "export/parity.json",
+    "quantize/pico-Q8_0.gguf",
+    "quantize/quality.json",
+    "evaluate/evaluation.json",
+)
+
+
+def run_again(finished: Finished, progress: Any = silent, **settings: Any) -> list[str]:
+    """Run the recipe in its folder of runs; return the names of the stages that ran."""
+    return run_recipe(finished.recipe, RunSettings(runs=finished.runs, offline=True, **settings), progress)[1]
+
+
+def states(finished: Finished) -> dict[str, str]:
+    recipe, run = load_recipe(finished.recipe), Run(finished.run, offline=True)
+    keys = stage_keys(recipe, run)
+    return {name: run.state(name, keys[name]) for name in NAMES}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Finished:
+    """A finished run of one's own."""
+    return finished.copied(tmp_path)
+
+
+# -- once
+
+
+def test_a_run_goes_from_prompts_to_a_package_that_verifies(finished: Finished) -> None:
+    run = edgedistill.open_run(finished.run)
+    assert set(states(finished).values()) == {"done"}
+    assert run.summary("prompts")["kept"] == 40 == run.summary("teach")["rows"]
+    assert run.summary("curate")["train"] + run.summary("curate")["valid"] <= 40
+    assert run.summary("train")["valid_loss"] is not None
+    assert run.summary("export")["kl_mean"] < 1e-3
+    assert set(run.summary("quantize")["files"]) == {"Q8_0"}
+    package = run.folder("package") / run.summary("package")["folder"]
+    assert verify(package)["golden"] == 3
+    assert run.summary("package")["verdict"] == "accepted"
+
+
+def test_the_documents_name_every_candidate(finished: Finished) -> None:
+    found = edgedistill.document(load_recipe(finished.recipe), edgedistill.open_run(finished.run))
+    names = [one["name"] for one in found["candidates"]]
+    assert names == ["teacher", "untrained student, teacher's prompt", "untrained student", "student F16", "student Q8_0"]
+    assert found["verdict"] == "accepted"
+    assert found["chosen"] == "student Q8_0"
+    for one in found["candidates"]:
+        assert one["eval"]["n"] == 36
+        assert one["edge"]["n"] == 4
+        assert one["eval"]["valid"] == 1.0, "answers are decoded under the schema"
+    timed = [one["name"] for one in found["candidates"] if one["latency_ms"]]
+    assert timed == ["teacher", "student Q8_0"]
+    assert found["candidates"][0]["eval"]["agreement"] == 1.0
+    assert "pico" in (finished.run / "report.html").read_text(encoding="utf-8")
+    assert json.loads((finished.run / "bench" / "bench.json").read_text(encoding="utf-8"))["candidates"][0]["n"] == 20
+
+
+def test_every_long_stage_reports_its_progress(finished: Finished) -> None:
+    for word in ("reading prompts", "teaching", "curating", "training", "merging", "proving", "quantizing"):
+        assert word in finished.seen
+    assert any(phase.startswith("evaluating teacher") for phase in finished.seen)
+    assert any(phase.startswith("timing student Q8_0") for phase in finished.seen)
+
+
+def test_the_run_keeps_its_recipe_as_it_was(finished: Finished) -> None:
+    assert (finished.run / "recipe.toml").read_bytes() == (finished.recipe / "recipe.toml").read_bytes()
+    recipe, run = edgedistill.load_run(finished.run)
+    assert recipe == load_recipe(finished.recipe)
+    assert run.path == finished.run
+    for name in ("prompts.jsonl", "eval.jsonl", "edge.jsonl", "schema.json", "guide.md", "examples.jsonl"):
+        assert (recipe.path.parent / name).read_bytes() == (finished.recipe / name).read_bytes()
+
+
+# -- twice
+
+
+def test_a_second_run_does_nothing(copy: Finished) -> None:
+    before = untouched(copy.run)
+    started = time.monotonic()
+    assert run_again(copy) == []
+    assert time.monotonic() - started < 5
+    assert untouched(copy.run) == before
+
+
+def test_a_run_in_another_place_does_nothing_either(copy: Finished, tmp_path: Path) -> None:
+    moved = Finished(copy.recipe, Path(shutil.move(copy.runs, tmp_path / "elsewhere")), ())
+    before = untouched(moved.run)
+    assert run_again(moved) == []
+    assert untouched(moved.run) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "stage"),
+    [
+        ("prompts.jsonl", rows(("one more command",)), "prompts"),
+        ("schema.json", b" ", "prompts"),
+        ("guide.md", b"\n- And so on.\n", "teach"),
+        ("eval.jsonl", rows(("one more question",)), "curate"),
+        ("edge.jsonl", rows(("one more hard question",)), "curate"),
+        ("recipe.toml", b"[export]\nmax_kl = 2e-3\n", "export"),
+        ("recipe.toml", b"[package]\ngolden = 2\n", "package"),
+    ],
+)
+def test_a_change_makes_what_hangs_on_it_stale_and_refuses_to_redo_it_unasked(
+    copy: Finished, file: str, text: bytes, stage: str
+) -> None:
+    before = untouched(copy.run)
+    report = (copy.run / "report.html").read_bytes()
+    with (copy.recipe / file).open("ab") as out:
+        out.write(text)
+    at = NAMES.index(stage)
+    assert [name for name, state in states(copy).items() if state == "stale"] == NAMES[at:]
+    with pytest.raises(EdgeDistillError, match=f"'{stage}' in .* was made from another recipe") as caught:
+        run_again(copy)
+    assert caught.value.hint == f"Redo it with --from {stage}, or give the recipe a new name."
+    assert untouched(copy.run) == before
+    assert (copy.run / "report.html").read_bytes() == report, "a refusal changes nothing"
+
+
+def test_a_changed_model_file_is_another_run(copy: Finished, models: PicoModels, tmp_path: Path) -> None:
+    student = Path(shutil.copytree(models.student, tmp_path / "student"))
+    edit(copy.recipe / "recipe.toml", str(models.student), str(student))
+    edit(student / "generation_config.json", '"pad_token_id": 0', '"pad_token_id": 1')
+    with pytest.raises(EdgeDistillError, match="'train' in .* was made from another recipe"):
+        run_again(copy)
+
+
+def test_redoing_from_a_stage_redoes_it_and_the_rest(copy: Finished) -> None:
+    before = untouched(copy.run)
+    assert run_again(copy, redo_from="quantize") == NAMES[NAMES.index("quantize") :]
+    after = untouched(copy.run)
+    for name in NAMES:
+        assert (after[name] == before[name]) is (NAMES.index(name) < NAMES.index("quantize")), name
+    assert set(states(copy).values()) == {"done"}
+
+
+def test_a_new_prompt_costs_one_answer(copy: Finished) -> None:
+    """Answers that were paid for outlive a redo."""
+    with (copy.recipe / "prompts.jsonl").open("ab") as file:
+        file.write(rows(("Bring the humidifier of the cellar to life",)))
+    assert run_again(copy, only="prompts", redo_from="prompts") == ["prompts"]
+    with pytest.raises(EdgeDistillError, match="'teach'"):
+        run_again(copy, only="teach")
+    assert run_again(copy, only="teach", redo_from="teach") == ["teach"]
+    assert (Run(copy.run).summary("teach")["rows"], Run(copy.run).summary("teach")["asked"]) == (41, 1)
+
+
+def test_a_file_that_was_damaged_is_made_again_with_all_that_hangs_on_it(copy: Finished) -> None:
+    wanted = (copy.run / "quantize" / "pico-Q8_0.gguf").read_bytes()
+    (copy.run / "quantize" / "pico-Q8_0.gguf").write_bytes(wanted[:-1] + b"\x00")
+    assert run_again(copy) == NAMES[NAMES.index("quantize") :]
+    assert (copy.run / "quantize" / "pico-Q8_0.gguf").read_bytes() == wanted
+
+
+def test_a_stage_alone_needs_the_ones_before_it(copy: Finished) -> None:
+    assert run_again(copy, only="curate") == []
+    shutil.rmtree(copy.run / "prompts")
+    with pytest.raises(InvalidInput, match="'curate' needs 'prompts', which is missing") as caught:
+        run_again(copy, only="curate")
+    assert "edgedistill prompts RECIPE" in caught.value.hint
+
+
+def test_nothing_passes_is_a_verdict_and_leaves_no_package(copy: Finished) -> None:
+    edit(copy.recipe / "recipe.toml", "speedup = 0.0", "speedup = 1000.0")
+    with pytest.raises(Rejected, match="pico is rejected: .* the bar is a factor of 1000"):
+        run_again(copy, redo_from="package")
+    assert states(copy)["package"] == "partial"
+    with pytest.raises(Rejected):
+        run_again(copy)
+    edit(copy.recipe / "recipe.toml", "speedup = 1000.0", "speedup = 0.0")
+    assert run_again(copy, redo_from="package") == ["package"]
+
+
+def test_a_licence_that_is_not_accepted_stops_before_anything_else(copy: Finished) -> None:
+    edit(copy.recipe / "recipe.toml", 'accept_license = "apache-2.0"\n', "")
+    before = untouched(copy.run)
+    with pytest.raises(GateMissed, match="the teacher states no licence"):
+        run_again(copy)
+    assert untouched(copy.run) == before
+
+
+def test_a_recipe_without_a_schema_asks_for_free_text(models: PicoModels, tmp_path: Path) -> None:
+    changes = {'schema_file = "schema.json"\n': "", "max_tokens = 40": "max_tokens = 8"}
+    recipe = write_pico_recipe(tmp_path / "recipe", models, changes)
+    for stage in ("prompts", "teach"):
+        run, _ = run_recipe(recipe, RunSettings(runs=tmp_path / "runs", offline=True, only=stage), silent)
+    assert len(set(answered(run.path).values())) > 20, "a random teacher says something else to each"
+    with pytest.raises(InvalidInput, match="no row is left to learn from"):
+        run_recipe(recipe, RunSettings(runs=tmp_path / "runs", offline=True), silent)
+    assert {row["_ed"]["reason"] for _, row in read_rows(run.folder("curate") / "rejected.jsonl")} == {"cut off"}
+
+
+def test_models_may_lie_beside_the_recipe_and_the_student_may_be_a_gguf(
+    models: PicoModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is imported into the cache once, and the run says that it came from a GGUF."""
+    monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path / "cache"))
+    beside = PicoModels(Path("teacher.gguf"), Path("models/student.gguf"))
+    recipe = write_pico_recipe(tmp_path / "recipe", beside, {"epochs = 2": "epochs = 1"})
+    shutil.copyfile(models.teacher, recipe / "teacher.gguf")
+    (recipe / "models").mkdir()
+    shutil.copyfile(models.teacher, recipe / "models" / "student.gguf")
+    run, ran = run_recipe(recipe, RunSettings(runs=tmp_path / "runs", offline=True), silent)
+    assert ran == NAMES
+    assert run.summary("train")["base"]["imported_from_quant"] == "F16"
+    imported = list((tmp_path / "cache" / "imported").iterdir())
+    assert len(imported) == 1
+    assert (imported[0] / "config.json").is_file()
+    loaded, again = edgedistill.load_run(run.path, offline=True)
+    assert stage_keys(loaded, again)["train"] == stage_keys(load_recipe(recipe), run)["train"]
+
+
+def test_a_damaged_store_of_answers_says_how_to_go_on(copy: Finished) -> None:
+    path = copy.run / "teach" / "teacher.sqlite"
+    path.write_bytes(b"no database" * 1000)
+    for settings in ({}, {"redo_from": "teach"}):
+        with pytest.raises(EdgeDistillError, match=r"teacher\.sqlite: ") as caught:
+            run_again(copy, **settings)
+        assert "delete it" in caught.value.hint
+    path.unlink()
+    assert run_again(copy, only="teach") == ["teach"]
+    assert Run(copy.run).summary("teach")["asked"] == 40
+
+
+# -- stopped, killed
+
+
+RUN = """
+import sys
+from pathlib import Path
+from edgedistill.pipeline import RunSettings, run_recipe
+
+def progress(what, done, total):
+    sys.stdout.write(f"{what.partition(' (')[0]} {done}\\n")
+    sys.stdout.flush()
+
+offline = sys.argv[3:] != ["online"]
+run, ran = run_recipe(Path(sys.argv[1]), RunSettings(runs=Path(sys.argv[2]), offline=offline), progress)
+sys.stdout.write(f"ran {len(ran)}\\n")
+"""
+
+
+def killed_at(finished: Finished, line: str, seconds: float) -> None:
+    """Begin or go on with the run in a process of its own; kill -9 it so long after it reports the line."""
+    command = [sys.executable, "-c", RUN, str(finished.recipe), str(finished.runs)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for said in child.stdout:
+            if said.strip() == line:
+                time.sleep(seconds)
+                os.kill(child.pid, signal.SIGKILL)
+                break
+        else:
+            assert child.stderr is not None
+            raise AssertionError(f"never said {line!r}: {child.stderr.read()}")
+
+
+def answered(run: Path) -> dict[str, str]:
+    with Store(run / "teach" / "teacher.sqlite", read_only=True) as store:
+        return {key: completion.text for key, completion in store.rows()}
+
+
+def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(finished: Finished, tmp_path: Path) -> None:
+    copy = Finished(finished.recipe, tmp_path / "runs", ())
+    source = random.Random(4)
+    for line in ("teaching 7", "teaching 23", "training 3", "training 7", "merging 0", "evaluating student F16 150"):
+        killed_at(copy, line, source.uniform(0.0, 0.02))
+    ran = run_again(copy)
+    assert ran[-1] == "package"
+    assert "prompts" not in ran
+    assert answered(copy.run) == answered(finished.run)
+    for name in SAME_BYTES:
+        assert (copy.run / name).read_bytes() == (finished.run / name).read_bytes(), name
+    assert Run(copy.run).summary("train") == {**Run(finished.run).summary("train"), "resumed_from": 6}
+    assert not [path for path in copy.run.rglob("*.partial-*") if ".cache" not in path.parts]
+    assert run_again(copy) == []
+
+
+def test_a_signal_to_stop_leaves_a_run_that_goes_on(finished: Finished, tmp_path: Path) -> None:
+    copy = Finished(finished.recipe, tmp_path / "runs", ())
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "teaching" and done == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="stopped as asked"):
+        run_again(copy, progress)
+    assert len(answered(copy.run)) == 11
+    assert states(copy)["teach"] == "partial"
+    assert run_again(copy) == NAMES[1:]
+    assert Run(copy.run).summary("teach")["asked"] == 29
+    assert answered(copy.run) == answered(finished.run)
+
+
+# -- from a hub
+
+
+def test_models_from_a_hub_are_fetched_once_and_the_run_stays_done(
+    hub: FakeHub, models: PicoModels, tmp_path: Path
+) -> None:
+    """What a folder on the hub holds is known by its hash only once it is here: that must not make the run stale."""
+    hub.repos["org/pico"] = {path.name: path.read_bytes() for path in models.student.iterdir()}
+    hub.repos["org/pico-gguf"] = {"pico-f16.gguf": models.teacher.read_bytes()}
+    on_hub = PicoModels(Path("org/pico-gguf:pico-f16.gguf"), Path("org/pico"))
+    recipe = write_pico_recipe(tmp_path / "recipe", on_hub, {"epochs = 2": "epochs = 1"})
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_") and "proxy" not in name.lower()}
+    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.port}", "HF_HOME": str(tmp_path / "hf")}  # type: ignore[attr-defined]
+    said = []
+    for how in ("online", "online", "offline"):
+        command = [sys.executable, "-c", RUN, str(recipe), str(tmp_path / "runs"), how]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        said.append(done.stdout.splitlines()[-1])
+    assert said == [f"ran {len(NAMES)}", "ran 0", "ran 0"]
+    weights = [line for line in hub.asked if line.startswith("GET") and line.endswith((".safetensors", ".gguf"))]
+    assert len(weights) == 2
+
+
+# -- out of room
+
+
+def fill(folder: Path) -> Path:
+    """Write until the disk is full."""
+    path = folder / "filler"
+    with path.open("ab", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(b"\0" * size)
+            except OSError:
+                continue
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "stage"), [("teaching", "teach"), ("training", "train"), ("merging", "export"), ("tensors", "export")]
+)
+def test_a_full_disk_stops_in_one_line_and_the_same_command_goes_on(
+    finished: Finished, small_disk: Callable[[int], Path], line: str, stage: str
+) -> None:
+    disk = small_disk(8 << 20)
+    copy = Finished(finished.recipe, disk / "runs", ())
+    filled: list[Path] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what.startswith(line) and not filled:
+            filled.append(fill(disk))
+
+    with pytest.raises(Stopped, match=r"\(0 MB free\)") as caught:
+        run_again(copy, progress)
+    assert caught.value.exit_code == 75
+    assert "\n" not in caught.value.message
+    assert "room" in caught.value.hint
+    assert states(copy)[stage] in ("partial", "missing")
+    filled[0].unlink()
+    assert run_again(copy)[0] == stage
+    for name in SAME_BYTES:
+        assert (copy.run / name).read_bytes() == (finished.run / name).read_bytes(), name
+
+
+def test_a_disk_that_is_full_from_the_start_is_refused_in_one_line(
+    finished: Finished, small_disk: Callable[[int], Path]
+) -> None:
+    disk = small_disk(1 << 20)
+    fill(disk)
+    with pytest.raises(Stopped) as caught:
+        run_again(Finished(finished.recipe, disk / "runs", ()))
+    assert "\n" not in caught.value.message

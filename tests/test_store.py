@@ -1,0 +1,163 @@
+"""The row store: what was acknowledged is there after anything, once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgedistill.errors import EdgeDistillError, Stopped
+from edgedistill.records import Completion
+from edgedistill.run import file_sha256
+from edgedistill.store import Store
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+COMPLETIONS = st.builds(
+    Completion,
+    prompt_id=TEXT,
+    text=TEXT,
+    finish_reason=st.sampled_from(["stop", "length"]),
+    prompt_tokens=st.integers(0, 2**40),
+    completion_tokens=st.integers(0, 2**40),
+    seconds=st.floats(0, 1e6),
+)
+
+ADD_ROWS = """
+import sys
+from pathlib import Path
+from edgedistill.records import Completion
+from edgedistill.store import Store
+
+with Store(Path(sys.argv[1])) as store:
+    number = len(store)
+    while True:
+        store.add(f"key{number}", Completion(f"id{number}", f"text {number} " * 20, "stop", 1, 1, 0.5))
+        sys.stdout.write(f"{number}\\n")
+        sys.stdout.flush()
+        number += 1
+"""
+
+
+def completion(text: str = "hello") -> Completion:
+    return Completion("id", text, "stop", 3, 2, 0.25)
+
+
+@given(st.dictionaries(TEXT, COMPLETIONS, max_size=5))
+def test_any_row_comes_back_as_it_was_in_the_order_of_the_keys(
+    tmp_path_factory: pytest.TempPathFactory, rows: dict[str, Completion]
+) -> None:
+    path = tmp_path_factory.mktemp("store") / "rows.sqlite"
+    with Store(path) as store:
+        for key, row in rows.items():
+            store.add(key, row)
+            assert key in store
+            assert store.get(key) == row
+    with Store(path, read_only=True) as store:
+        assert dict(store.rows()) == rows
+        assert [key for key, _ in store.rows()] == sorted(rows, key=str.encode)
+        assert len(store) == len(rows)
+
+
+def test_a_key_keeps_its_first_answer(tmp_path: Path) -> None:
+    with Store(tmp_path / "rows.sqlite") as store:
+        store.add("key", completion("first"))
+        store.add("key", completion("second"))
+        assert store.get("key") == completion("first")
+        assert len(store) == 1
+
+
+def test_a_key_that_is_not_there_is_none(tmp_path: Path) -> None:
+    with Store(tmp_path / "rows.sqlite") as store:
+        assert store.get("key") is None
+        assert "key" not in store
+
+
+def test_a_closed_store_is_one_file_and_reading_changes_no_byte_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    with Store(path) as store:
+        store.add("key", completion())
+    before = file_sha256(path)
+    with Store(path, read_only=True) as store:
+        assert store.get("key") == completion()
+    assert [item.name for item in tmp_path.iterdir()] == ["rows.sqlite"]
+    assert file_sha256(path) == before
+
+
+@pytest.mark.parametrize("name", ["a b.sqlite", "100%25.sqlite", "what?mode=memory#.sqlite", "ünï.sqlite"])
+def test_any_file_name_is_only_a_name(tmp_path: Path, name: str) -> None:
+    with Store(tmp_path / name) as store:
+        store.add("key", completion())
+    assert [item.name for item in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_that_is_no_store_is_refused_by_name_with_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    for read_only in (False, True):
+        with pytest.raises(EdgeDistillError, match=r"rows\.sqlite: ") as caught:
+            Store(path, read_only)
+        assert "delete it" in caught.value.hint
+
+
+def test_a_damaged_store_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    with Store(path) as store:
+        for number in range(500):
+            store.add(f"key{number}", completion("x" * 200))
+    data = bytearray(path.read_bytes())
+    data[4096 * 3 : 4096 * 3 + 200] = b"\xff" * 200
+    path.write_bytes(data)
+    with pytest.raises(EdgeDistillError, match=r"rows\.sqlite: ") as caught:
+        Store(path)
+    assert "\n" not in caught.value.message
+
+
+def test_nothing_to_read_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(EdgeDistillError, match=r"rows\.sqlite: "):
+        Store(tmp_path / "rows.sqlite", read_only=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_store_stops_and_keeps_all_rows_before(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    with Store(path) as store:
+        store.add("key", completion())
+        store._db.execute("PRAGMA max_page_count = 4")
+        with pytest.raises(Stopped, match=r"rows\.sqlite: .*full"):
+            store.add("large", completion("x" * 100_000))
+        assert store.get("key") == completion()
+    with Store(path) as store:
+        assert [key for key, _ in store.rows()] == ["key"]
+
+
+def killed_after(path: Path, seconds: float) -> int:
+    """Kill -9 a child that adds rows; return the number of the last row it was told is stored."""
+    child = subprocess.Popen([sys.executable, "-c", ADD_ROWS, str(path)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    first = child.stdout.readline()
+    time.sleep(seconds)
+    os.kill(child.pid, signal.SIGKILL)
+    told = (first + child.stdout.read()).split(b"\n")
+    child.wait()
+    child.stdout.close()
+    return int(told[-2])  # behind the last line break stands nothing, or half a number
+
+
+def test_no_acknowledged_row_is_lost_to_ten_kills(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    source = random.Random(0)
+    for _ in range(10):
+        last = killed_after(path, source.uniform(0.0, 0.03))
+        with Store(path) as store:
+            assert f"key{last}" in store
+            rows = len(store)
+            assert last + 1 <= rows <= last + 2
+            assert all(f"key{number}" in store for number in range(rows))
