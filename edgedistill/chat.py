@@ -1,7 +1,7 @@
 """Chat templates: the text a model is really shown.
 
-A template comes with a model and is a program of a stranger: it is rendered with minijinja under fuel, without a loader,
-and its output is capped. Nothing else renders one.
+A template comes with a model and is a program of a stranger: it is rendered with minijinja under fuel, without a
+loader, and its output is capped. Nothing else renders one.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _environment(source: str) -> Any:
         auto_escape_callback=lambda name: False,
     )
     environment.fuel = FUEL
-    environment.add_function("raise_exception", _refuse)
+    environment.add_global("raise_exception", _refuse)
     return environment
 
 

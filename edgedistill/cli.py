@@ -212,3 +212,7 @@ def add_stage_command(stage: Stage) -> None:
 for _stage in STAGES:
     if _stage.name not in cli.commands:
         add_stage_command(_stage)
+
+
+if __name__ == "__main__":
+    cli()

@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .preflight import check
 from .errors import EdgeDistillError, InvalidInput
 from .models import Format, fetch, identify
+from .preflight import check
 from .recipe import TABLES, Recipe, load_recipe
 from .records import digest
 from .report.page import write_report
@@ -88,9 +88,7 @@ def fetch_unknown(recipe: Recipe, run: Run, progress: Progress, only: str | None
                     fetch(reference, MODELS[table], run.offline, progress)
 
 
-def planned(
-    run: Run, keys: dict[str, str], only: str | None, redo_from: str | None
-) -> list[tuple[Stage, bool]]:
+def planned(run: Run, keys: dict[str, str], only: str | None, redo_from: str | None) -> list[tuple[Stage, bool]]:
     """The stages to run, each with whether it starts in an empty folder."""
     todo: list[tuple[Stage, bool]] = []
     for stage in STAGES:

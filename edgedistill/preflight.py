@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .chat import with_system
 from .errors import InvalidInput, MissingRequirement, Stopped
+from .llamacpp.importer import require_importable
+from .llamacpp.writer import require_writable
 from .models import identify, vet_licence
 from .recipe import Recipe, load_schema
-from .records import Prompt, read_prompts
+from .records import Example, Message, Prompt, read_prompts
 from .run import Run, free_space
 from .stages.bench import timed_prompts
 from .stages.curate import schema_validator
 from .students import require_student
+from .students.encode import Encoder
 from .teachers import preamble, require_teacher
 
 __all__ = ["Finding", "check"]
@@ -106,9 +110,25 @@ def _models(recipe: Recipe, run: Run) -> str:
     for ref, want in ((recipe.reference("teacher"), ("gguf",)), (recipe.reference("student"), ("hf", "gguf"))):
         identity = identify(ref, want, run.offline)  # type: ignore[arg-type]
         if run.offline and not identity.cached:
-            raise MissingRequirement(f"{ref}: not on this machine, and offline", f"Fetch it first: edgedistill fetch {ref}")
+            raise MissingRequirement(
+                f"{ref}: not on this machine, and offline", f"Fetch it first: edgedistill fetch {ref}"
+            )
         found.append(f"{identity.name} ({identity.source}{'' if identity.cached else ', to be fetched'})")
     return ", ".join(found)
+
+
+def _student(recipe: Recipe, run: Run) -> str:
+    """Whether the student can be trained on the prompts and written as a GGUF, as far as it is on this machine."""
+    identity = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
+    if identity.path is None:
+        return "to be looked at when it is here"
+    if identity.format == "gguf":
+        return f"{require_importable(identity.path)}, to be imported from a GGUF"
+    first = read_prompts(recipe.file(recipe.prompts.file))[0]
+    turns = (*first.messages, Message("assistant", "yes"))
+    row = Encoder(identity.path).example(Example(first.id, with_system(recipe.student.system, turns)))
+    writer = "by a llama.cpp checkout" if run.llama_cpp else require_writable(identity.path)
+    return f"{writer}; the first prompt is {row.start} tokens"
 
 
 def _memory(recipe: Recipe, run: Run) -> str:
@@ -169,8 +189,8 @@ REQUIREMENTS: dict[str, Requirement] = {
     "eval set": _eval,
     "backends": _backends,
     "models": _models,
+    "student": _student,
     "licences": _licences,
     "memory": _memory,
     "disk": _disk,
 }
-

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInput
 
-__all__ = ["FILE_TYPES", "Completion", "Example", "Message", "Prompt", "digest", "json_lines", "read_prompts", "read_rows"]
+__all__ = [
+    "FILE_TYPES",
+    "Completion",
+    "Example",
+    "Message",
+    "Prompt",
+    "common_length",
+    "digest",
+    "json_lines",
+    "read_prompts",
+    "read_rows",
+]
 
 # name -> llama.h's LLAMA_FTYPE number, which a GGUF keeps as general.file_type
 FILE_TYPES = {
@@ -106,6 +117,16 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items two sequences begin with alike.
+
+    >>> common_length("user a", "user b")
+    5
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
+
+
 def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
     """Rows as UTF-8 JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
@@ -165,7 +186,9 @@ def messages_of(where: str, row: dict[str, Any]) -> tuple[Message, ...]:
     """The messages of a row, or InvalidInput that says where and what."""
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise InvalidInput(f"{where}: a row needs messages", 'Write {"messages": [{"role": "user", "content": "..."}]}.')
+        raise InvalidInput(
+            f"{where}: a row needs messages", 'Write {"messages": [{"role": "user", "content": "..."}]}.'
+        )
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise InvalidInput(f"{where}: a message needs a role", f"Roles are {', '.join(ROLES)}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 __all__ = ["SimilarTexts", "jaccard", "normalised", "shingles"]
 
@@ -59,7 +60,8 @@ class SimilarTexts:
     def near(self, text: str) -> str | None:
         """Id of an earlier text at least as similar as the threshold, or None."""
         mine = shingles(text)
-        for candidate in self._index.query(self._sketch(mine)):
+        candidates: list[int] = self._index.query(self._sketch(mine))
+        for candidate in candidates:
             identity, other = self._seen[candidate]
             if jaccard(mine, other) >= self._threshold:
                 return identity
@@ -71,7 +73,7 @@ class SimilarTexts:
         self._seen.append((identity, mine))
         self._exact.setdefault(normalised(text), identity)
 
-    def _sketch(self, items: set[str]) -> object:
+    def _sketch(self, items: set[str]) -> Any:
         from rensa import RMinHash
 
         sketch = RMinHash(num_perm=PERMUTATIONS, seed=0)

@@ -138,13 +138,18 @@ def test_an_empty_system_text_is_sent_too_so_that_no_default_takes_its_place() -
     assert "helpful assistant" in ChatTemplate(DEFAULT_SYSTEM).render(messages[1:])
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])), st.lists))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])), st.lists
+    )
+)
 def test_json_is_read_back(value: Any) -> None:
     assert json_instance(json.dumps(value)) == value
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "yes", "NaN", "[Infinity]", "[" * 100_000, r'{"\ud800": 1}', r'"\udc00"', "1" * 5000, "{'a': 1}", "1 2"]
+    "text",
+    ["", "{", "yes", "NaN", "[Infinity]", "[" * 100_000, r'{"\ud800": 1}', r'"\udc00"', "1" * 5000, "{'a': 1}", "1 2"],
 )
 def test_what_is_no_json_is_none_and_no_error(text: str) -> None:
     assert json_instance(text) is None

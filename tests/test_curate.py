@@ -208,7 +208,9 @@ def test_a_schema_that_is_none_is_refused_on_one_line() -> None:
 
 
 def test_repeated_prompts_are_dropped_before_they_are_paid_for(tmp_path: Path) -> None:
-    recipe, run = taught(tmp_path, {"Light on, please": (GOOD, "stop"), "light on please": (GOOD, "stop"), "bye": (GOOD, "stop")})
+    recipe, run = taught(
+        tmp_path, {"Light on, please": (GOOD, "stop"), "light on please": (GOOD, "stop"), "bye": (GOOD, "stop")}
+    )
     out = run.begin("prompts", "key", afresh=True)
     assert prompts_stage(recipe, run, out, silent) == {"kept": 2, "dropped": 1}
     dropped = [row for _, row in read_rows(out / "dropped.jsonl")]

@@ -65,8 +65,12 @@ def opened(model: LlamaModel) -> Iterator[Opened]:
     """Opens engines, and closes them after the test."""
     engines = []
 
-    def open_engine(slots: int, prefix: Sequence[int] = (), grammar: Grammar | None = None, **changes: Any) -> BatchEngine:
-        engines.append(BatchEngine(model, EngineSettings(slots, **{"context": 2048, "threads": 1, **changes}), prefix, grammar))
+    def open_engine(
+        slots: int, prefix: Sequence[int] = (), grammar: Grammar | None = None, **changes: Any
+    ) -> BatchEngine:
+        engines.append(
+            BatchEngine(model, EngineSettings(slots, **{"context": 2048, "threads": 1, **changes}), prefix, grammar)
+        )
         return engines[-1]
 
     yield open_engine
@@ -235,7 +239,9 @@ def test_requests_wait_for_room_instead_of_failing(model: LlamaModel, opened: Op
 
 def test_sampling_is_repeated_by_its_seed(model: LlamaModel, opened: Opened) -> None:
     def sampled(slots: int, seed: int) -> dict[str, str]:
-        return texts_of(answers(opened(slots), requests_for(model, some_texts(20), temperature=1.0, top_p=0.9, seed=seed)))
+        return texts_of(
+            answers(opened(slots), requests_for(model, some_texts(20), temperature=1.0, top_p=0.9, seed=seed))
+        )
 
     first = sampled(4, 1)
     assert sampled(4, 1) == first
@@ -259,9 +265,7 @@ def test_an_engine_answers_again_after_it_was_left_in_the_middle(model: LlamaMod
     assert texts_of(answers(engine, requests)) == texts_of(answers(opened(1), requests))
 
 
-def test_a_kept_prefix_is_read_back_and_changes_no_answer(
-    model: LlamaModel, opened: Opened, tmp_path: Path
-) -> None:
+def test_a_kept_prefix_is_read_back_and_changes_no_answer(model: LlamaModel, opened: Opened, tmp_path: Path) -> None:
     prefix = model.tokenize(PREFIX + "light on, hall. " * 40)
     cache = PrefixCache(tmp_path / "cache", "0" * 64)
     requests = requests_for(model, some_texts(12), shared=len(prefix))

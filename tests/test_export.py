@@ -91,7 +91,8 @@ def test_another_vocabulary_is_refused_with_the_first_difference(
 def test_another_chat_template_is_refused(models: PicoModels, folder: Path, tmp_path: Path) -> None:
     template = CHAT_TEMPLATE.replace("'\n'", "' \n'", 1)
     gguf = gguf_of(
-        edited(folder, "tokenizer_config.json", lambda config: config.update(chat_template=template)), tmp_path / "s.gguf"
+        edited(folder, "tokenizer_config.json", lambda config: config.update(chat_template=template)),
+        tmp_path / "s.gguf",
     )
     with pytest.raises(GateMissed, match="chat template"):
         prove_tokens(models.student, gguf, CONVERSATIONS)

@@ -90,7 +90,13 @@ def test_a_run_goes_from_prompts_to_a_package_that_verifies(finished: Finished) 
 def test_the_documents_name_every_candidate(finished: Finished) -> None:
     found = edgedistill.document(load_recipe(finished.recipe), edgedistill.open_run(finished.run))
     names = [one["name"] for one in found["candidates"]]
-    assert names == ["teacher", "untrained student, teacher's prompt", "untrained student", "student F16", "student Q8_0"]
+    assert names == [
+        "teacher",
+        "untrained student, teacher's prompt",
+        "untrained student",
+        "student F16",
+        "student Q8_0",
+    ]
     assert found["verdict"] == "accepted"
     assert found["chosen"] == "student Q8_0"
     for one in found["candidates"]:
@@ -352,7 +358,9 @@ def test_models_from_a_hub_are_fetched_once_and_the_run_stays_done(
     hub.repos["org/pico-gguf"] = {"pico-f16.gguf": models.teacher.read_bytes()}
     on_hub = PicoModels(Path("org/pico-gguf:pico-f16.gguf"), Path("org/pico"))
     recipe = write_pico_recipe(tmp_path / "recipe", on_hub, {"epochs = 2": "epochs = 1"})
-    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_") and "proxy" not in name.lower()}
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith("HF_") and "proxy" not in name.lower()
+    }
     env |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.port}", "HF_HOME": str(tmp_path / "hf")}  # type: ignore[attr-defined]
     said = []
     for how in ("online", "online", "offline"):

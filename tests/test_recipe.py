@@ -119,7 +119,9 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("secret", ["sk-" + "a1" * 12, "hf_" + "A1" * 12, "AKIA" + "A1" * 8, "ghp_" + "a1" * 12])
-@pytest.mark.parametrize("place", ['description = "{}"', '[teach]\n[teacher.x]\nkey = "{}"', '[curate]\nrefusals = ["{}"]'])
+@pytest.mark.parametrize(
+    "place", ['description = "{}"', '[teach]\n[teacher.x]\nkey = "{}"', '[curate]\nrefusals = ["{}"]']
+)
 def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, secret: str, place: str) -> None:
     top = place.format(secret) if place.startswith("description") else ""
     rest = "" if top else place.format(secret)
@@ -190,7 +192,17 @@ def described(tree: ast.Module) -> set[tuple[str, str]]:
     return found
 
 
-OBVIOUS = {"name", "description", "backend", "file", "edge_file", "max_tokens", "top_p", "near_duplicate", "constrained"}
+OBVIOUS = {
+    "name",
+    "description",
+    "backend",
+    "file",
+    "edge_file",
+    "max_tokens",
+    "top_p",
+    "near_duplicate",
+    "constrained",
+}
 OBVIOUS |= {"method", "epochs", "learning_rate", "weight_decay", "batch_size", "rank", "dropout", "types", "version"}
 OBVIOUS |= {"percentile", "warmup"}
 

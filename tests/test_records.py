@@ -76,7 +76,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_id_of_a_prompt_depends_on_its_messages_alone(tmp_path: Path) -> None:
-    plain, rich = read_prompts(prompts_of(tmp_path, as_bytes(), as_bytes(expected={"a": 1}, tags=["t"], must_pass=True)))
+    plain, rich = read_prompts(
+        prompts_of(tmp_path, as_bytes(), as_bytes(expected={"a": 1}, tags=["t"], must_pass=True))
+    )
     assert plain.id == rich.id
     assert rich == Prompt(plain.id, plain.messages, {"a": 1}, ("t",), True)
 

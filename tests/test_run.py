@@ -169,7 +169,9 @@ def test_a_reader_never_sees_half_a_file_while_its_writer_is_killed(tmp_path: Pa
         assert (len(data), len(set(data))) == (2_000_000, 1)
 
 
-def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     write_whole(path, b"old")
 

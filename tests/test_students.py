@@ -100,7 +100,10 @@ def test_what_is_trained_is_what_is_asked_later(encoder: Encoder) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        (CHAT_TEMPLATE.replace("message['content']", "(message['content'] if loop.last else 'old')"), "rewrites the prompt"),
+        (
+            CHAT_TEMPLATE.replace("message['content']", "(message['content'] if loop.last else 'old')"),
+            "rewrites the prompt",
+        ),
         (CHAT_TEMPLATE.replace("<|im_end|>", ""), "without a special token"),
     ],
 )
@@ -228,7 +231,9 @@ def test_a_stopped_training_ends_in_the_same_bits(
     assert summary["resumed_from"] == last
     assert [step.step for step in steps] == list(range(last + 1, 9))
     assert content(tmp_path / "adapter") == content(trained[0] / "adapter")
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert losses == [step.loss for step in trained[2]]
 
 
@@ -244,7 +249,12 @@ def test_a_full_training_resumes_in_the_same_bits_too(
 
 
 def test_a_request_to_stop_is_heard_between_two_steps(
-    backend: str, models: PicoModels, encoder: Encoder, trained: Trained, tmp_path: Path, ask_to_stop: Callable[[], None],
+    backend: str,
+    models: PicoModels,
+    encoder: Encoder,
+    trained: Trained,
+    tmp_path: Path,
+    ask_to_stop: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     steps = Steps()
@@ -353,7 +363,9 @@ def test_a_poisoned_base_stops_at_the_first_step(
         student_of(backend, base).train(data_of(encoder), SETTINGS, tmp_path, Steps())
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight", "model.norm.weight"]
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_not_merged(
     backend: str, models: PicoModels, trained: Trained, tmp_path: Path, name: str, value: float
@@ -367,7 +379,9 @@ def test_weights_that_are_not_finite_are_not_merged(
 
 
 def ids(encoder: Encoder) -> list[list[int]]:
-    return [encoder.prompt([Message("system", ""), Message("user", text)]) for text in ("light on", "", "hall", "🚀 go")]
+    return [
+        encoder.prompt([Message("system", ""), Message("user", text)]) for text in ("light on", "", "hall", "🚀 go")
+    ]
 
 
 def test_a_merged_folder_computes_as_base_and_adapter_do(
@@ -390,9 +404,7 @@ def test_a_merged_folder_computes_as_base_and_adapter_do(
     assert float(np.abs(found - untrained).max()) > 0.1
 
 
-def test_a_merged_folder_is_an_ordinary_one(
-    backend: str, models: PicoModels, trained: Trained, tmp_path: Path
-) -> None:
+def test_a_merged_folder_is_an_ordinary_one(backend: str, models: PicoModels, trained: Trained, tmp_path: Path) -> None:
     from edgedistill.models import check_folder
 
     student_of(backend, models.student).merge(trained[0] / "adapter", tmp_path / "out")

@@ -22,7 +22,9 @@ from .run import run_stage
 __all__ = ["bench_targets", "evaluate_target"]
 
 
-def evaluate_target(target: Path, eval_file: Path | None, as_json: bool, quiet: bool, offline: bool, runs: Path) -> None:
+def evaluate_target(
+    target: Path, eval_file: Path | None, as_json: bool, quiet: bool, offline: bool, runs: Path
+) -> None:
     """The stage of a recipe; or, with an eval file, the scores of a run on it."""
     if eval_file is None and is_run(target):
         raise InvalidInput(f"{target}: a run is evaluated on a file", "Add --eval FILE, or name the recipe instead.")

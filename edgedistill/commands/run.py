@@ -43,7 +43,9 @@ def run_all(
     return 0 if found["verdict"] == "accepted" else GATE
 
 
-def run_stage(recipe: Path, stage: str, as_json: bool, quiet: bool, llama_cpp: Path | None = None, **where: Any) -> None:
+def run_stage(
+    recipe: Path, stage: str, as_json: bool, quiet: bool, llama_cpp: Path | None = None, **where: Any
+) -> None:
     """Run one stage of the recipe and print its summary."""
     settings = RunSettings(only=stage, llama_cpp=llama_cpp, **where)
     with Bars(quiet) as bars:

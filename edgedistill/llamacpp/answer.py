@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
-from ..records import Completion, Message, Prompt
+from ..records import Completion, Message, Prompt, common_length
 from .engine import BatchEngine, EngineSettings, Request
 from .grammar import Grammar
 from .model import LlamaModel
@@ -42,12 +41,13 @@ class SharedPrompt:
         self._preamble = tuple(preamble)
         self._template = model.chat_template()
         one, other = (self._text((Message("user", text),)) for text in ("a", "b"))
-        shared = os.path.commonprefix([one, other])
+        shared = one[: common_length(one, other)]
         self._head = shared[: self._last_special(shared)]
         head = model.tokenize(self._head, add_bos=model.adds_bos) if self._head else []
         # behind the last special token most prompts share a few more ("user", a line break): most, as a prompt may
         # begin with what the tokenizer merges with them
-        self._more = os.path.commonprefix([self._own(one), self._own(other)])
+        first, second = self._own(one), self._own(other)
+        self._more = first[: common_length(first, second)]
         self.tokens = head + self._more
 
     def split(self, messages: Sequence[Message]) -> tuple[int, list[int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import run
+from ..chat import ChatTemplate
 from ..errors import GateMissed, InvalidInput
 from . import architectures, reader, vocabulary, weights, writer
 from .architectures import Architecture, Place
@@ -21,7 +22,7 @@ from .reader import GgufFile
 if TYPE_CHECKING:
     from .weights import Rows
 
-__all__ = ["import_gguf"]
+__all__ = ["import_gguf", "require_importable"]
 
 STORED = (("F16", "float16"), ("F32", "float32"))
 """All weights get one type: float16, finer than any quantized weight at half of float32's size; float32 only where a
@@ -43,11 +44,7 @@ def import_gguf(path: Path, out: Path, progress: run.Progress) -> None:
     left out here too. Raises InvalidInput where the GGUF is damaged or of an unknown architecture, pre-tokenizer or
     quantization, or where `out` exists; Stopped where the disk is full.
     """
-    gguf = reader.read_gguf(path)
-    row = architectures.from_gguf(str(gguf.metadata.get("general.architecture")))
-    words = vocabulary.from_metadata(path, gguf.metadata)
-    config = _config(gguf, row, words)
-    places = _places(gguf, row, config)
+    gguf, words, config, places = _prepared(path)
     if out.exists():
         raise InvalidInput(f"{out}: is there already", "Remove it, or name another folder.")
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
@@ -68,6 +65,25 @@ def import_gguf(path: Path, out: Path, progress: run.Progress) -> None:
         raise run.no_room(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_importable(path: Path) -> str:
+    """The architecture of a GGUF that can be imported, and whose conversations have a template.
+
+    Raises what `import_gguf` raises for a file that cannot be, before anything is written.
+    """
+    gguf, words, _, _ = _prepared(path)
+    ChatTemplate(words.chat_template or "")
+    return str(gguf.metadata["general.architecture"])
+
+
+def _prepared(path: Path) -> tuple[GgufFile, vocabulary.Vocabulary, dict[str, Any], list[Place]]:
+    """All that decides a folder: the file's header, the vocabulary, the config and the tensors."""
+    gguf = reader.read_gguf(path)
+    row = architectures.from_gguf(str(gguf.metadata.get("general.architecture")))
+    words = vocabulary.from_metadata(path, gguf.metadata)
+    config = _config(gguf, row, words)
+    return gguf, words, config, _places(gguf, row, config)
 
 
 def _config(gguf: GgufFile, row: Architecture, words: vocabulary.Vocabulary) -> dict[str, Any]:

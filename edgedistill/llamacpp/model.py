@@ -36,13 +36,15 @@ _last_error = b""
 ERROR_LEVEL = 4
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def _quiet(level: int, text: bytes, _: Any) -> None:
+def _note(level: int, text: bytes, _: Any) -> None:
     global _last_error
     if level == ERROR_LEVEL:
         _last_error = text
         if os.environ.get("EDGEDISTILL_DEBUG"):
             os.write(2, text)
+
+
+_quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_note)
 
 
 def last_error() -> str:

@@ -32,7 +32,7 @@ class PrefixCache:
     writes: bool = True
 
     def restore(self, lib: Any, context: Any, tokens: Sequence[int]) -> bool:
-        """Load the prefix into sequence 0 of the context; False where no whole state of exactly these tokens is kept."""
+        """Load the prefix into sequence 0; False where no whole state of exactly these tokens is kept."""
         path = self._path(tokens)
         stated = path.with_suffix(".sha256")
         if not path.is_file() or not stated.is_file() or stated.read_text(encoding="utf-8") != file_sha256(path):

@@ -62,7 +62,8 @@ def measure(task: TimingTask) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-m", "edgedistill.llamacpp.timing"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
-            assert child.stdin is not None and child.stdout is not None
+            assert child.stdin is not None
+            assert child.stdout is not None
             child.stdin.write(json.dumps(data))
             child.stdin.close()
             for line in child.stdout:

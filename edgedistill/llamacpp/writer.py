@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .weights import Rows
 
-__all__ = ["GgufMetadata", "Source", "convert_with_checkout", "gguf_file_name", "write_gguf"]
+__all__ = ["GgufMetadata", "Source", "convert_with_checkout", "gguf_file_name", "require_writable", "write_gguf"]
 
 IGNORED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 """Ends of tensor names that older checkpoints hold and no runtime needs."""
@@ -87,11 +87,7 @@ def write_gguf(folder: Path, out: Path, metadata: GgufMetadata, progress: run.Pr
     Raises InvalidInput where the folder is incomplete or of an architecture that is not in the table, GateMissed where
     llama.cpp would compute or tokenize in another way or a weight does not fit F16, Stopped where the disk is full.
     """
-    config = vocabulary.read_json(folder / "config.json")
-    row = architectures.from_hugging_face(str((config.get("architectures") or ["none"])[0]))
-    plain = architectures.plain_config(str(folder / "config.json"), row, config)
-    planned = _plan(folder, row, plain)
-    words = vocabulary.from_folder(folder, plain["vocab_size"])
+    row, plain, planned, words = _prepared(folder)
     with whole_file(out) as partial:
         _write_header(partial, row, plain, metadata, (planned, words))
         with partial.open("ab") as file:
@@ -102,6 +98,22 @@ def write_gguf(folder: Path, out: Path, metadata: GgufMetadata, progress: run.Pr
                     file.write(piece.tobytes())
                 file.write(b"\0" * (-file.tell() % 32))
     progress("tensors", len(planned), len(planned))
+
+
+def require_writable(folder: Path) -> str:
+    """The GGUF architecture that a Hugging Face folder would be written as, found before anything is written.
+
+    Raises what `write_gguf` raises for a folder that cannot be.
+    """
+    return _prepared(folder)[0].gguf
+
+
+def _prepared(folder: Path) -> tuple[Architecture, dict[str, Any], list[_Planned], vocabulary.Vocabulary]:
+    """All that decides a file: the row of the table, the plain config, the tensors and the vocabulary."""
+    config = vocabulary.read_json(folder / "config.json")
+    row = architectures.from_hugging_face(str((config.get("architectures") or ["none"])[0]))
+    plain = architectures.plain_config(str(folder / "config.json"), row, config)
+    return row, plain, _plan(folder, row, plain), vocabulary.from_folder(folder, plain["vocab_size"])
 
 
 def _plan(folder: Path, row: Architecture, config: dict[str, Any]) -> list[_Planned]:

@@ -14,6 +14,7 @@ __all__ = [
     "Identity",
     "Licence",
     "Weights",
+    "cache_root",
     "check_folder",
     "check_gguf",
     "fetch",

@@ -46,8 +46,8 @@ def timed_prompts(recipe: Recipe) -> list[Prompt]:
     distinct = list({prompt.id: prompt for prompt in (*evals, *others) if prompt.text.strip()}.values())
     if len(distinct) < settings.requests + settings.warmup:
         raise InvalidInput(
-            f"{recipe.path}: bench.requests is {settings.requests} and bench.warmup {settings.warmup}, but the eval and "
-            f"prompt files hold only {len(distinct)} distinct prompts",
+            f"{recipe.path}: bench.requests is {settings.requests} and bench.warmup {settings.warmup}, but the eval "
+            f"and prompt files hold only {len(distinct)} distinct prompts",
             "Write more prompts, or lower bench.requests.",
         )
     timed, warmup = distinct[: settings.requests], distinct[-settings.warmup :]
@@ -55,9 +55,7 @@ def timed_prompts(recipe: Recipe) -> list[Prompt]:
     return [*warmup, *timed]
 
 
-def _measure(
-    recipe: Recipe, people: Sequence[Candidate], scratch: Path | None, progress: Progress
-) -> dict[str, Any]:
+def _measure(recipe: Recipe, people: Sequence[Candidate], scratch: Path | None, progress: Progress) -> dict[str, Any]:
     settings = recipe.bench
     prompts = timed_prompts(recipe)
     schema = load_schema(recipe) if recipe.evaluate.constrained else None

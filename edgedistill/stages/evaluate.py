@@ -25,8 +25,10 @@ SHOWN_DISAGREEMENTS = 40
 
 def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `evaluation.json`; answers are kept in `results.sqlite`, so that a stopped evaluation goes on."""
-    sets = {name.partition(".")[2].replace("edge_file", "edge").replace("file", "eval"): path
-            for name, path in recipe.files("evaluate").items()}
+    sets = {
+        name.partition(".")[2].replace("edge_file", "edge").replace("file", "eval"): path
+        for name, path in recipe.files("evaluate").items()
+    }
     people = [
         teacher_candidate(recipe, run, progress),
         *base_candidates(recipe, run, out, progress),
@@ -55,9 +57,7 @@ class _Bench:
     progress: Progress
 
 
-def _compare(
-    recipe: Recipe, people: Sequence[Candidate], sets: dict[str, Path], place: _Bench
-) -> dict[str, Any]:
+def _compare(recipe: Recipe, people: Sequence[Candidate], sets: dict[str, Path], place: _Bench) -> dict[str, Any]:
     prompts = {name: read_prompts(path) for name, path in sets.items()}
     everything = list({prompt.id: prompt for rows in prompts.values() for prompt in rows}.values())
     answers: dict[str, dict[str, str]] = {}

@@ -14,7 +14,7 @@ from ..llamacpp.model import LlamaModel
 from ..llamacpp.probe import kl_divergence, next_token_logits
 from ..llamacpp.writer import GgufMetadata, convert_with_checkout, write_gguf
 from ..recipe import Recipe
-from ..records import Message, read_prompts
+from ..records import Message, common_length, read_prompts
 from ..run import Progress, Run, cores, write_whole
 from ..students import load_student
 from ..students.encode import Encoder
@@ -55,7 +55,10 @@ def export(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     os.replace(partial, folder)
     progress("merging", 1, 1)
     metadata = GgufMetadata(
-        name=recipe.name, basename=weights.name, finetune=recipe.name, version=recipe.package.version,
+        name=recipe.name,
+        basename=weights.name,
+        finetune=recipe.name,
+        version=recipe.package.version,
         licence=weights.licence,
     )
     to_gguf(folder, out / F16_NAME, metadata, run, progress)
@@ -99,19 +102,23 @@ def prove_tokens(folder: Path, gguf: Path, conversations: Sequence[Sequence[Mess
             raise GateMissed(f"{gguf}: its chat template is not the one of {folder}", "Export again.")
         texts = probe_texts(encoder, conversations)
         for text in texts:
-            ours, theirs = encoder.ids(text), model.tokenize(text)
-            if ours != theirs:
-                first = next((i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
-                raise GateMissed(
-                    f"{gguf}: token {first} of {text[:60]!r} is {theirs[first : first + 1]}, but {ours[first : first + 1]} "
-                    f"in {folder}",
-                    "The tokenizer is not one that the writer knows; use --llama-cpp with a checkout's converter.",
-                )
+            _same_ids(text, encoder.ids(text), model.tokenize(text), gguf)
         answer = encoder.ids(_answer_text(encoder))
         end = answer[encoder.end_token(answer)]
         if not model.ends(end):
-            raise GateMissed(f"{gguf}: token {end}, which ends an answer, does not end generation", "Set its eos token.")
+            raise GateMissed(
+                f"{gguf}: token {end}, which ends an answer, does not end generation", "Set its eos token."
+            )
     return {"texts": len(texts), "tokens_equal": True, "end_token": end}
+
+
+def _same_ids(text: str, ours: Sequence[int], theirs: Sequence[int], gguf: Path) -> None:
+    if ours != theirs:
+        at = common_length(ours, theirs)
+        raise GateMissed(
+            f"{gguf}: token {at} of {text[:60]!r} is {theirs[at : at + 1]}, in tokenizer.json {ours[at : at + 1]}",
+            "The writer does not know this tokenizer; use --llama-cpp with a checkout's converter.",
+        )
 
 
 def probe_texts(encoder: Encoder, conversations: Sequence[Sequence[Message]]) -> list[str]:
@@ -119,7 +126,12 @@ def probe_texts(encoder: Encoder, conversations: Sequence[Sequence[Message]]) ->
     specials = list(encoder.special_tokens().values())
     around = [f"before{name}after {name} {name}{name}" for name in specials]
     rendered = [encoder.template.render(conversation) for conversation in conversations]
-    turns = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Bye"))
+    turns = (
+        Message("system", "Be brief."),
+        Message("user", "Hi"),
+        Message("assistant", "Yes?"),
+        Message("user", "Bye"),
+    )
     return [*PROBE_TEXTS, *specials, *around, *rendered, encoder.template.render(turns)]
 
 

@@ -43,7 +43,9 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
     }
 
 
-def _ask(recipe: Recipe, task: TeacherTask, todo: Sequence[Prompt], sink: tuple[Store, dict[str, str], Progress]) -> int:
+def _ask(
+    recipe: Recipe, task: TeacherTask, todo: Sequence[Prompt], sink: tuple[Store, dict[str, str], Progress]
+) -> int:
     store, keys, progress = sink
     teacher = load_teacher(recipe.teacher, task)
     tokens = 0

@@ -215,7 +215,7 @@ class _Session:
         with torch.no_grad():
             for batch in _chunks(sorted(self._data.valid, key=lambda e: len(e.tokens)), self._settings.batch_size):
                 loss, size = self._loss(batch)
-                total, count = total + float(loss) * size, count + size
+                total, count = total + loss.item() * size, count + size
         return total / count
 
     def state(self) -> dict[str, Any]:
