@@ -173,12 +173,14 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt:
     tags = row.get("tags", [])
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise InvalidInput(f"{where}: tags must be a list of texts", 'Write "tags": ["curt"].')
+    if not isinstance(row.get("must_pass", False), bool):
+        raise InvalidInput(f"{where}: must_pass must be true or false", 'Write "must_pass": true.')
     return Prompt(
         id=digest([m.as_dict() for m in messages])[:16],
         messages=messages,
         expected=row.get("expected"),
         tags=tuple(tags),
-        must_pass=bool(row.get("must_pass", False)),
+        must_pass=row.get("must_pass", False),
     )
 
 

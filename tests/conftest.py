@@ -19,6 +19,11 @@ from edgedistill.pipeline import RunSettings, run_recipe
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep out a warning that one library has for another."""
+    config.addinivalue_line("filterwarnings", "ignore:llama_token_get_attr is deprecated:DeprecationWarning")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give a test one core: pico models are so small that sharing them out costs more than it brings."""
@@ -39,9 +44,9 @@ def pico_recipe(models: PicoModels, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ask_to_stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+def ask_to_stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """What the first Ctrl-C does, without the signal; undone after the test."""
-    yield lambda: monkeypatch.setattr(run, "_asked_to_stop", True)
+    return lambda: monkeypatch.setattr(run, "_asked_to_stop", True)
 
 
 @dataclass(frozen=True)
@@ -104,3 +109,16 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Write until the disk is full."""
+    path = folder / "filler"
+    with path.open("ab", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(b"\0" * size)
+            except OSError:
+                continue
+    return path

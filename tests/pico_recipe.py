@@ -139,3 +139,9 @@ def own_copy(models: PicoModels, folder: Path) -> PicoModels:
 def untouched(run: Path) -> dict[str, bytes]:
     """The record of every stage of a run, byte by byte."""
     return {path.parent.name: path.read_bytes() for path in sorted(run.glob("*/stage.json"))}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")

@@ -36,7 +36,8 @@ DEFAULT_SYSTEM = """{%- if messages[0]['role'] == 'system' %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-INSTRUCTIONS = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}
+INSTRUCTIONS = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}
+{% set system = messages[0]['content'] | trim %}
 {% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% endif %}
 {% for message in loop_messages %}
   {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
@@ -60,7 +61,7 @@ HOSTILE = {
     "a macro without end": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "a block without end": "{% block a %}{{ self.a() }}{% endblock %}",
     "a loop without end": "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}",
-    "a text that doubles": "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "a text that doubles": "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x * 2 %}{% endfor %}",
     "a text that grows": "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(30) %}{{ n.x }}"
     "{% set n.x = n.x | replace('a', 'aaaaaaaaaaaaaaaa') %}{% endfor %}",
     "a long text": "{{ 'a' * 10000000000 }}",

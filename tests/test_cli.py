@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import Finished
-from pico_recipe import PicoModels, own_copy, rows, untouched, write_pico_recipe
-from test_pipeline import edit, fill
+from conftest import Finished, fill
+from pico_recipe import PicoModels, edit, own_copy, rows, untouched, write_pico_recipe
 
 from edgedistill.cli import cli
 from edgedistill.commands.progress import Bars
@@ -79,7 +78,17 @@ for command in [[], *([name] for name in cli.commands)]:
     assert "Error" not in result.output
 assert CliRunner().invoke(cli, ["--version"]).output.startswith("edgedistill, version ")
 """
-HEAVY = ("pydantic", "numpy", "torch", "llama_cpp", "transformers", "peft", "huggingface_hub", "gguf", "llguidance")
+HEAVY: tuple[str, ...] = (
+    "pydantic",
+    "numpy",
+    "torch",
+    "llama_cpp",
+    "transformers",
+    "peft",
+    "huggingface_hub",
+    "gguf",
+    "llguidance",
+)
 HEAVY += (
     "matplotlib",
     "jinja2",
@@ -108,7 +117,7 @@ def test_there_is_a_command_for_every_stage() -> None:
 def test_every_command_and_every_option_is_described(command: str) -> None:
     assert cli.commands[command].get_short_help_str(200)
     for parameter in cli.commands[command].params:
-        assert parameter.param_type_name == "argument" or getattr(parameter, "help", ""), parameter.name
+        assert parameter.param_type_name == "argument" or getattr(parameter, "help", None), parameter.name
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ def test_a_file_that_is_missing(pico_recipe: Path, tmp_path: Path, name: str, co
 @pytest.mark.parametrize("name", ["prompts.jsonl", "eval.jsonl", "edge.jsonl", "examples.jsonl"])
 def test_a_broken_line_37(pico_recipe: Path, tmp_path: Path, name: str) -> None:
     lines = [line for line in (pico_recipe / name).read_bytes().split(b"\n") if line]
-    lines = (lines * 37)[:36] + [b'{"messages": [{"role": "user"'] + lines
+    lines = [*(lines * 37)[:36], b'{"messages": [{"role": "user"', *lines]
     (pico_recipe / name).write_bytes(b"\n".join(lines))
     message, _ = refused(edgedistill("run", pico_recipe, "--runs", tmp_path / "runs"), 3)
     assert f"{name}:37: not a line of JSON" in message

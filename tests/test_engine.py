@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pico import pico_gguf
+from pico import edited, pico_gguf, pico_hf_folder, reconfigured, written
 
 from edgedistill.errors import EdgeDistillError, InvalidInput
 from edgedistill.llamacpp.answer import Answerer, Sampling, SharedPrompt
@@ -24,7 +24,7 @@ from edgedistill.llamacpp.model import LlamaModel, load_llama_cpp
 from edgedistill.llamacpp.prefix import PrefixCache
 from edgedistill.records import Message, Prompt
 
-WORDS = "the and user light kitchen turn on off hello world ünï 🚀 {} \n !".split(" ")
+WORDS = ("the", "and", "user", "light", "kitchen", "turn", "on", "off", "hello", "world", "ünï", "🚀", "{}", "\n", "!")
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -304,6 +304,23 @@ def test_shared_and_own_tokens_are_those_of_the_whole_text_for_any_prompt(model:
     check_split(model, text)
 
 
+def test_a_prompt_that_merges_with_the_line_break_before_it_shares_less(tmp_path: Path) -> None:
+    """In a vocabulary with a token for two line breaks, a prompt that begins with one changes the tokens before it."""
+
+    def two_line_breaks(tokenizer: dict[str, Any]) -> None:
+        tokenizer["model"]["vocab"]["ĊĊ"] = len(tokenizer["model"]["vocab"])
+        tokenizer["model"]["merges"].append(["Ċ", "Ċ"])
+
+    folder = edited(pico_hf_folder(tmp_path / "pico", "qwen2"), "tokenizer.json", two_line_breaks)
+    reconfigured(folder, lambda config: config.update(vocab_size=config["vocab_size"] + 1))
+    with LlamaModel(written(folder).path) as model:
+        for text in BEGINNINGS:
+            check_split(model, text)
+        shared = SharedPrompt(model, [Message("system", "Be brief.")])
+        assert shared.split([Message("user", "light")])[0] == len(shared.tokens)
+        assert shared.split([Message("user", "\nlight")])[0] < len(shared.tokens)
+
+
 def check_split(model: LlamaModel, text: str) -> None:
     preamble = (Message("system", "Be brief."), Message("user", "hi"), Message("assistant", "ok"))
     for shown in (preamble, preamble[:1], ()):
@@ -325,6 +342,17 @@ def test_an_answerer_speaks_in_prompts_and_completions(model: LlamaModel) -> Non
         assert one.text == again[identity].text
         assert one.completion_tokens > 0
         assert one.seconds > 0
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_prompt_of_any_length_is_answered_whatever_the_slots(model: LlamaModel, slots: int) -> None:
+    long = Prompt("00000001", (Message("user", "hello world " * 450),))
+    short = [Prompt(f"{number:08x}", (Message("user", text),)) for number, text in enumerate(some_texts(6), start=2)]
+    with Answerer(model.path, (), None, threads=1) as answerer:
+        found = {one.prompt_id: one for one in answerer.complete([*short, long], Sampling(8), slots)}
+        assert list(answerer.complete([], Sampling(8), slots)) == []
+    assert found["00000001"].prompt_tokens > 900
+    assert len(found) == 7
 
 
 def test_the_first_text_comes_before_the_last(model: LlamaModel, opened: Opened) -> None:

@@ -71,10 +71,10 @@ def without_special(tokenizer: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (without_merge, r"token \d+ of .* is \[\d+\], but \[\d+\] in "),
-        (without_special, r"token \d+ of .*im_start.* is \[\d+\], but \[\d+\] in "),
-        (lambda tokenizer: swap(tokenizer, "a", "b"), r"token \d+ of .* is \[\d+\], but \[\d+\] in "),
-        (lambda tokenizer: swap(tokenizer, "Ġon", "Ġoff"), r"token \d+ of .* is \[\d+\], but \[\d+\] in "),
+        (without_merge, r"token \d+ of .* is \[\d+\].*\[\d+\]"),
+        (without_special, r"token \d+ of .*im_start.* is \[\d+\].*\[\d+\]"),
+        (lambda tokenizer: swap(tokenizer, "a", "b"), r"token \d+ of .* is \[\d+\].*\[\d+\]"),
+        (lambda tokenizer: swap(tokenizer, "Ġon", "Ġoff"), r"token \d+ of .* is \[\d+\].*\[\d+\]"),
     ],
     ids=["one merge less", "one special token less", "two bytes swapped", "two words swapped"],
 )
@@ -160,7 +160,7 @@ def test_the_export_of_a_run_writes_its_proof(finished: Finished, tmp_path: Path
 
 
 def test_a_divergence_above_the_bar_misses_the_gate_with_the_worst_prompt(finished: Finished, tmp_path: Path) -> None:
-    with pytest.raises(GateMissed, match="KL .* nats; most for '") as caught:
+    with pytest.raises(GateMissed, match=r"KL .* nats; most for '") as caught:
         exported(finished.copied(tmp_path), tmp_path / "out", "\n[export]\nmax_kl = 1e-12\n")
     assert (tmp_path / "out" / "parity.json").is_file()
     assert "\n" not in caught.value.message

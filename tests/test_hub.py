@@ -22,7 +22,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from pico_recipe import PicoModels, write_pico_recipe
 from test_intake import WEIGHTS, gguf_bytes
+
+from edgedistill.stages import STAGES
 
 COMMIT, NEXT_COMMIT = "a" * 40, "b" * 40
 MODEL = gguf_bytes(data=300_000)
@@ -189,13 +192,20 @@ class Client:
     home: Path
     port: int
 
-    def __call__(self, *refs: str, want: tuple[str, ...] = ("gguf",), **job: Any) -> dict[str, Any]:
+    @property
+    def environment(self) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PIP_"))}
         env = {name: value for name, value in env.items() if not name.lower().endswith("_proxy")}
         env |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.port}", "HF_HOME": str(self.home / "hf")}
-        env |= {"EDGEDISTILL_CACHE": str(self.home / "cache"), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.home)}
+        return env | {
+            "EDGEDISTILL_CACHE": str(self.home / "cache"),
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.home),
+        }
+
+    def __call__(self, *refs: str, want: tuple[str, ...] = ("gguf",), **job: Any) -> dict[str, Any]:
         command = [sys.executable, "-c", SCRIPT, json.dumps({"refs": refs, "want": want, **job})]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=90)
         assert done.returncode == 0, done.stderr
         self.lines = [json.loads(line) for line in done.stdout.splitlines()]
         last: dict[str, Any] = self.lines[-1]
@@ -405,3 +415,33 @@ def test_a_port_that_refuses_and_a_page_that_is_no_hub_count_as_no_answer(tmp_pa
     hub.described = lambda repo: ["not", "a", "hub"]  # type: ignore[method-assign,assignment,return-value]
     client = Client(tmp_path, hub.port)  # type: ignore[attr-defined]
     assert "the hub does not answer" in client("org/pico", want=("hf",))["message"]
+
+
+RUN = """
+import sys
+from pathlib import Path
+from edgedistill.pipeline import RunSettings, run_recipe
+
+settings = RunSettings(runs=Path(sys.argv[2]), offline=sys.argv[3] == "offline")
+sys.stdout.write(f"ran {run_recipe(Path(sys.argv[1]), settings, lambda *step: None)[1]}")
+"""
+
+
+def test_a_run_on_models_from_the_hub_fetches_them_once_and_stays_done(
+    hub: FakeHub, client: Client, models: PicoModels, tmp_path: Path
+) -> None:
+    """What a folder on the hub holds is known by its hash only once it is here: that must not make the run stale."""
+    pytest.importorskip("torch")
+    hub.repos["org/pico"] = {path.name: path.read_bytes() for path in models.student.iterdir()}
+    hub.repos["org/pico-gguf"] = {"pico-f16.gguf": models.teacher.read_bytes()}
+    on_hub = PicoModels(Path("org/pico-gguf:pico-f16.gguf"), Path("org/pico"))
+    recipe = write_pico_recipe(tmp_path / "recipe", on_hub, {"epochs = 2": "epochs = 1"})
+    said = []
+    for how in ("online", "online", "offline"):
+        command = [sys.executable, "-c", RUN, str(recipe), str(tmp_path / "runs"), how]
+        done = subprocess.run(command, env=client.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        said.append(done.stdout)
+    assert said == [f"ran {[stage.name for stage in STAGES]}", "ran []", "ran []"]
+    weights = [line for line in hub.asked if line.startswith("GET") and line.endswith((".safetensors", ".gguf"))]
+    assert len(weights) == 2

@@ -55,9 +55,9 @@ def test_a_folder_stands_for_the_recipe_in_it(tmp_path: Path) -> None:
 def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, LEAST))
     with pytest.raises(ValidationError):
-        recipe.seed = 1  # type: ignore[misc]
+        recipe.seed = 1
     with pytest.raises(ValidationError):
-        recipe.train.epochs = 1  # type: ignore[misc]
+        recipe.train.epochs = 1
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def as_bytes(**changes: Any) -> bytes:
         (as_bytes(messages=[*ROW["messages"], {"role": "assistant", "content": "hi"}]), "must be the user's"),
         (as_bytes(tags="curt"), "tags must be a list"),
         (as_bytes(tags=[1]), "tags must be a list"),
+        (as_bytes(must_pass="false"), "must_pass must be true or false"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogates not allowed"),
         (b"[" * 100_000, "not a line of JSON"),
         (b'{"expected": ' + b"1" * 5000 + b"}", "not a line of JSON"),

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from edgedistill import run as run_module
 from edgedistill.errors import EdgeDistillError, Stopped
 from edgedistill.run import Run, file_sha256, free_space, open_run, orderly_stop, stop_if_asked, write_whole
 
@@ -178,7 +177,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(run_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(Stopped, match=r"file: No space left on device \(\d+ MB free\)"):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"

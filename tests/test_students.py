@@ -56,7 +56,9 @@ def example(number: int, question: str, answer: str) -> Example:
 def data_of(encoder: Encoder, count: int = 16) -> TrainingData:
     things = ("lamp", "radio in the hall", "garage door", "tv")
     rows = [
-        encoder.example(example(n, f"{'turn on' if n % 2 else 'stop'} the {things[n % 4]} {n}", '{"on":%d}' % (n % 2)))
+        encoder.example(
+            example(n, f"{'turn on' if n % 2 else 'stop'} the {things[n % 4]} {n}", '{"on":1}' if n % 2 else '{"on":0}')
+        )
         for n in range(count + 4)
     ]
     return TrainingData(train=rows[:count], valid=rows[count:], seed=3)

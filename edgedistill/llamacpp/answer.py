@@ -16,7 +16,7 @@ from .prefix import PrefixCache
 
 __all__ = ["Answerer", "Sampling", "SharedPrompt"]
 
-LONGEST_PROMPT = 512  # tokens that a slot keeps for a prompt; a longer one takes the room of several slots
+PROMPT = 128  # tokens that each slot has for a prompt's own part; a longer one takes the room of several slots
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ class Answerer:
     def close(self) -> None:
         self.model.close()
 
-    def engine(self, slots: int, max_tokens: int, jump: bool = True) -> BatchEngine:
-        """An engine with room for as many answers at a time."""
-        longest = min(self.model.context_limit, len(self.shared.tokens) + LONGEST_PROMPT + max_tokens)
-        room = max(longest - len(self.shared.tokens), slots * (128 + max_tokens))
+    def engine(self, slots: int, max_tokens: int, requests: Sequence[Request], jump: bool = True) -> BatchEngine:
+        """An engine with room for as many answers at a time, and for the longest of the requests."""
+        longest = max((len(request.tokens) + request.max_tokens for request in requests), default=0)
+        room = max(longest, slots * (PROMPT + max_tokens))
         context = len(self.shared.tokens) + room
         settings = EngineSettings(slots, context, self._threads, prefix_cache=self._prefix_cache, jump=jump)
         return BatchEngine(self.model, settings, self.shared.tokens, self._grammar)
@@ -132,10 +132,13 @@ class Answerer:
             seed=sampling.seed ^ int(prompt.id[:8], 16),
         )
 
-    def complete(self, prompts: Iterable[Prompt], sampling: Sampling, slots: int) -> Iterator[Completion]:
-        """Yield one completion per prompt, in the order they finish."""
-        with self.engine(slots, sampling.max_tokens) as engine:
-            for answer in engine.run(self.request(prompt, sampling) for prompt in prompts):
+    def complete(
+        self, prompts: Iterable[Prompt], sampling: Sampling, slots: int, jump: bool = True
+    ) -> Iterator[Completion]:
+        """Yield one completion per prompt, in the order they finish; `jump` as in EngineSettings."""
+        requests = [self.request(prompt, sampling) for prompt in prompts]
+        with self.engine(slots, sampling.max_tokens, requests, jump) as engine:
+            for answer in engine.run(requests):
                 yield Completion(
                     prompt_id=answer.id,
                     text=answer.text,

@@ -208,10 +208,10 @@ class BatchEngine:
         pointer = self._lib.llama_get_logits_ith(self._context, row)
         logits = np.ctypeslib.as_array(pointer, shape=(self._model.vocab_size,))
         token = _choose(logits, slot)
-        if self._model.ends(token):
-            return True
         if not slot.first_seconds:
             slot.first_seconds = time.perf_counter() - slot.started
+        if self._model.ends(token):
+            return True
         new = [token]
         if slot.state is not None:
             slot.state.accept(token)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,14 @@ def measure(task: TimingTask) -> Iterator[dict[str, Any]]:
         try:
             assert child.stdin is not None
             assert child.stdout is not None
-            child.stdin.write(json.dumps(data))
-            child.stdin.close()
+            with suppress(BrokenPipeError):  # a child that ended before it read says why in its exit code
+                child.stdin.write(json.dumps(data))
+                child.stdin.close()
             for line in child.stdout:
-                yield json.loads(line)
+                record = json.loads(line)
+                if "error" in record:
+                    raise EdgeDistillError(record["error"], record["hint"])
+                yield record
         finally:
             child.kill() if child.poll() is None else None
     if child.returncode != 0:
@@ -94,13 +99,17 @@ def main() -> None:
     preamble = [Message(**message) for message in task["preamble"]]
     cache = PrefixCache(Path(task["scratch"]), task["sha256"]) if task["scratch"] else None
     answerer = Answerer(Path(task["model"]), preamble, task["schema"], task["threads"], task["gpu_layers"], cache)
-    with answerer, answerer.engine(1, task["max_tokens"], jump=False) as engine:
-        load_ms = (time.perf_counter() - started) * 1000
+    prompts = [Prompt("00000000", tuple(Message(**turn) for turn in turns)) for turns in task["prompts"]]
+    sampling = Sampling(task["max_tokens"])
+    loaded = time.perf_counter()
+    requests = [answerer.request(prompt, sampling) for prompt in prompts]  # to know the longest; part of no figure
+    opening = time.perf_counter()
+    with answerer, answerer.engine(1, task["max_tokens"], requests, jump=False) as engine:
+        load_ms = (time.perf_counter() - opening + loaded - started) * 1000
         _tell({"load_ms": round(load_ms, 1), "shared_tokens": len(answerer.shared.tokens)})
-        for number, turns in enumerate(task["prompts"]):
-            prompt = Prompt("00000000", tuple(Message(**turn) for turn in turns))
+        for number, prompt in enumerate(prompts):
             asked = time.perf_counter()
-            request = answerer.request(prompt, Sampling(task["max_tokens"]))
+            request = answerer.request(prompt, sampling)
             admitted = time.perf_counter()
             answer = next(engine.run([request]))
             e2e = time.perf_counter() - asked
@@ -133,4 +142,8 @@ def _tell(record: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EdgeDistillError as failed:
+        _tell({"error": failed.message, "hint": failed.hint})
+        sys.exit(failed.exit_code)

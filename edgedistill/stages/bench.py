@@ -98,7 +98,7 @@ def _figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of one candidate from its records."""
     load, *requests, last = records
     ttft, e2e = ([request[name] for request in requests] for name in ("ttft_ms", "e2e_ms"))
-    decoded = sum(request["completion_tokens"] - 1 for request in requests)
+    decoded = sum(max(0, request["completion_tokens"] - 1) for request in requests)
     decoding = sum(request["e2e_ms"] - request["ttft_ms"] for request in requests) / 1000
     return {
         **load,

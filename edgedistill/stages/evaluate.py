@@ -100,7 +100,9 @@ def _answers(
         cache = PrefixCache(place.scratch, person.sha256, place.writes)
         with Answerer(person.path, person.preamble, schema, cores(), recipe.teach.gpu_layers, cache) as answerer:
             sampling = Sampling(settings.max_tokens)
-            for number, completion in enumerate(answerer.complete(todo, sampling, recipe.teach.slots), start=1):
+            jump = person.prompt == "teacher"  # the student answers token by token, as it will on the device
+            answers = answerer.complete(todo, sampling, recipe.teach.slots, jump)
+            for number, completion in enumerate(answers, start=1):
                 store.add(keys[completion.prompt_id], completion)
                 place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
                 stop_if_asked()

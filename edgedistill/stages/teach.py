@@ -50,10 +50,10 @@ def _ask(
     teacher = load_teacher(recipe.teacher, task)
     tokens = 0
     try:
-        for completion in teacher.complete(todo, recipe.teach, recipe.seed):
+        for number, completion in enumerate(teacher.complete(todo, recipe.teach, recipe.seed), start=1):
             store.add(keys[completion.prompt_id], completion)
             tokens += completion.completion_tokens
-            progress("teaching", len(store), len(keys))
+            progress("teaching", len(keys) - len(todo) + number, len(keys))
             stop_if_asked()
     finally:
         teacher.close()
