@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from .chat import with_system
 from .errors import InvalidInput, MissingRequirement, Stopped
 from .llamacpp.importer import require_importable
 from .llamacpp.writer import require_writable
-from .models import identify, vet_licence
+from .models import check_gguf, identify, vet_licence
 from .recipe import Recipe, load_schema
 from .records import Example, Message, Prompt, read_prompts
 from .run import Run, free_space
@@ -113,8 +114,15 @@ def _models(recipe: Recipe, run: Run) -> str:
             raise MissingRequirement(
                 f"{ref}: not on this machine, and offline", f"Fetch it first: edgedistill fetch {ref}"
             )
+        if identity.format == "gguf" and identity.path is not None:
+            _template(identity.path)
         found.append(f"{identity.name} ({identity.source}{'' if identity.cached else ', to be fetched'})")
     return ", ".join(found)
+
+
+def _template(path: Path) -> None:
+    if not check_gguf(path).metadata.get("tokenizer.chat_template"):
+        raise InvalidInput(f"{path}: no chat template", "Use an instruct model.")
 
 
 def _student(recipe: Recipe, run: Run) -> str:

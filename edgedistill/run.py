@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol
 
 from .errors import EdgeDistillError, Stopped
 
-__all__ = ["Progress", "Run", "file_sha256", "free_space", "open_run", "stop_if_asked", "write_whole"]
+__all__ = ["Progress", "Run", "file_sha256", "free_space", "open_run", "stop_if_asked", "sweep", "write_whole"]
 
 State = Literal["missing", "partial", "done", "stale"]
 STAGE_FILE = "stage.json"
@@ -140,7 +140,7 @@ class Run:
         if afresh and folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        sweep(folder)
         self._write(stage, {"key": key, "finished": False, "files": {}, "started_at": _now()})
         return folder
 
@@ -263,7 +263,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove half-written files that a killed process left."""
     for leftover in list(folder.rglob("*.partial-*")):
         if leftover.is_dir():

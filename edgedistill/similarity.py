@@ -14,13 +14,13 @@ SHINGLE = 4
 
 
 def normalised(text: str) -> str:
-    """Lower-case words in Unicode NFKC, without punctuation; a text without words as it is.
+    """Lower-case words and symbols in Unicode NFKC, without punctuation; a text of punctuation alone as it is.
 
-    >>> normalised("  Turn ON,  the light! ")
-    'turn on the light'
+    >>> normalised("  Turn ON,  the light! "), normalised("3+4 = ?")
+    ('turn on the light', '3 + 4 =')
     """
     text = unicodedata.normalize("NFKC", text).lower()
-    return " ".join(re.findall(r"\w+", text) or text.split())
+    return " ".join(re.findall(r"\w+|[^\w\s.,;:!?'\"’“”…]", text) or text.split())
 
 
 def shingles(text: str) -> set[str]:

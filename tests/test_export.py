@@ -20,7 +20,8 @@ from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
 from edgedistill.recipe import StudentSettings, load_recipe
 from edgedistill.records import Message
 from edgedistill.run import Run
-from edgedistill.stages.export import export, probe_texts, prove_tokens
+from edgedistill.stages.export import export
+from edgedistill.stages.parity import probe_texts, prove_tokens
 from edgedistill.students import load_student
 from edgedistill.students.encode import Encoder
 

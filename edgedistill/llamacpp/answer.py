@@ -14,7 +14,7 @@ from .grammar import Grammar
 from .model import LlamaModel
 from .prefix import PrefixCache
 
-__all__ = ["Answerer", "Sampling", "SharedPrompt"]
+__all__ = ["Answerer", "Sampling", "SharedPrompt", "fits_context"]
 
 PROMPT = 128  # tokens that each slot has for a prompt's own part; a longer one takes the room of several slots
 
@@ -84,6 +84,13 @@ class SharedPrompt:
         return 0
 
 
+def fits_context(path: Path, preamble: Sequence[Message], max_tokens: int) -> bool:
+    """Whether the model's context holds the preamble, a prompt of usual length and an answer."""
+    with LlamaModel(path, vocab_only=True) as model:
+        limit = int(model.metadata(f"{model.metadata('general.architecture')}.context_length") or 0)
+        return len(SharedPrompt(model, preamble).tokens) + PROMPT + max_tokens <= limit
+
+
 class Answerer:
     """A loaded model with its shared prompt, ready for many prompts."""
 
@@ -115,6 +122,12 @@ class Answerer:
         """An engine with room for as many answers at a time, and for the longest of the requests."""
         longest = max((len(request.tokens) + request.max_tokens for request in requests), default=0)
         room = max(longest, slots * (PROMPT + max_tokens))
+        needed, limit = len(self.shared.tokens) + longest, self.model.context_limit
+        if needed > limit:
+            raise InvalidInput(
+                f"{self.model.path}: the longest prompt and its answer need {needed} tokens, the model knows {limit}",
+                "Shorten the prompt or the teacher's guide and examples, or use another model.",
+            )
         context = len(self.shared.tokens) + room
         settings = EngineSettings(slots, context, self._threads, prefix_cache=self._prefix_cache, jump=jump)
         return BatchEngine(self.model, settings, self.shared.tokens, self._grammar)

@@ -154,6 +154,7 @@ class BatchEngine:
         cache = self._settings.prefix_cache
         if cache is not None and cache.restore(self._lib, self._context, prefix):
             return
+        self._lib.llama_memory_seq_rm(self._memory, PREFIX, -1, -1)  # what a failed restore may have left
         for start in range(0, len(prefix), self._settings.batch_tokens):
             self._batch.clear()
             self._batch.add(prefix[start : start + self._settings.batch_tokens], start, PREFIX, False)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..chat import with_system
+from ..llamacpp.answer import fits_context
 from ..llamacpp.writer import GgufMetadata
 from ..models import fetch
 from ..recipe import Recipe
@@ -14,7 +15,7 @@ from ..records import Message
 from ..run import Progress, Run, file_sha256
 from ..teachers import preamble
 from .export import F16_NAME, to_gguf
-from .train import base_folder
+from .imported import base_folder
 
 __all__ = ["Candidate", "base_candidates", "quant_candidates", "student_candidate", "teacher_candidate"]
 
@@ -50,16 +51,18 @@ def teacher_candidate(recipe: Recipe, run: Run, progress: Progress) -> Candidate
 
 
 def base_candidates(recipe: Recipe, run: Run, out: Path, progress: Progress) -> list[Candidate]:
-    """The untrained student, with the teacher's prompt and with its own; its 16-bit GGUF is written to `out`."""
+    """The untrained student, with its own prompt and, where it fits its context, with the teacher's.
+
+    Its 16-bit GGUF is written to `out`.
+    """
     weights, base = base_folder(recipe, run, progress)
     path = out / "base-f16.gguf"
     if not path.exists():
         to_gguf(base, path, GgufMetadata(name=weights.name), run, progress)
     sha = file_sha256(path)
-    return [
-        Candidate("untrained student, teacher's prompt", "base", "F16", path, sha, preamble(recipe), "teacher"),
-        Candidate("untrained student", "base", "F16", path, sha, with_system(recipe.student.system, ()), "student"),
-    ]
+    plain = Candidate("untrained student", "base", "F16", path, sha, with_system(recipe.student.system, ()), "student")
+    prompted = replace(plain, name="untrained student, teacher's prompt", preamble=preamble(recipe), prompt="teacher")
+    return [prompted, plain] if fits_context(path, prompted.preamble, recipe.evaluate.max_tokens) else [plain]
 
 
 def student_candidate(recipe: Recipe, run: Run) -> Candidate:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +9,14 @@ from typing import Any
 
 from ..chat import with_system
 from ..errors import InvalidInput
-from ..llamacpp.importer import import_gguf
-from ..models import Weights, cache_root, fetch
 from ..recipe import Recipe
 from ..records import Example, messages_of, read_rows
 from ..run import Progress, Run
 from ..students import TrainingData, TrainStep, load_student
 from ..students.encode import EncodedExample, Encoder
+from .imported import base_folder
 
-__all__ = ["base_folder", "read_examples", "train"]
+__all__ = ["read_examples", "train"]
 
 
 def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
@@ -36,20 +33,6 @@ def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
     quant = weights.quant if weights.format == "gguf" else None
     source = {"name": weights.name, "sha256": weights.sha256, "source": weights.source, "licence": weights.licence}
     return {**summary, "base": {**source, "imported_from_quant": quant}}
-
-
-def base_folder(recipe: Recipe, run: Run, progress: Progress) -> tuple[Weights, Path]:
-    """The student's base as a Hugging Face folder; a GGUF is imported once and kept in the cache by its hash."""
-    weights = fetch(recipe.reference("student"), ("hf", "gguf"), run.offline, progress)
-    if weights.format == "hf":
-        return weights, weights.path
-    folder = cache_root() / "imported" / weights.sha256[:16]
-    if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        import_gguf(weights.path, partial, progress)
-        os.replace(partial, folder)
-    return weights, folder
 
 
 def encoded(encoder: Encoder, path: Path, recipe: Recipe) -> list[EncodedExample]:

@@ -1,0 +1,55 @@
+"""A conversation that a model cannot hold is refused, or its candidate left out: never cut in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pico import edited, pico_hf_folder, reconfigured, silent
+from pico_recipe import PicoModels, write_pico_recipe
+
+from edgedistill.errors import InvalidInput
+from edgedistill.llamacpp.answer import Answerer, Sampling, fits_context
+from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
+from edgedistill.preflight import check
+from edgedistill.recipe import load_recipe
+from edgedistill.records import Message, Prompt
+from edgedistill.run import Run
+
+LIMIT = 192  # tokens that the pico model of these tests was trained on
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = pico_hf_folder(tmp_path_factory.mktemp("small") / "hf")
+    reconfigured(folder, lambda config: config.update(max_position_embeddings=LIMIT))
+    out = folder.with_suffix(".gguf")
+    write_gguf(folder, out, GgufMetadata(name="Small"), silent)
+    return out
+
+
+def test_a_prompt_longer_than_the_models_context_is_refused(small: Path) -> None:
+    prompt = Prompt("0" * 16, (Message("user", "turn on the light " * 90),))
+    with (
+        Answerer(small, (), None, threads=1) as answerer,
+        pytest.raises(InvalidInput, match=f"the model knows {LIMIT}"),
+    ):
+        list(answerer.complete([prompt], Sampling(8), slots=1))
+
+
+def test_a_preamble_fits_only_where_prompt_and_answer_fit_behind_it(small: Path) -> None:
+    assert fits_context(small, (Message("system", "Be brief."),), max_tokens=8)
+    assert not fits_context(small, (Message("system", "Be brief. " * 40),), max_tokens=8)
+
+
+def test_a_teacher_without_a_chat_template_is_refused_by_check(models: PicoModels, tmp_path: Path) -> None:
+    folder = pico_hf_folder(tmp_path / "hf", "qwen2")
+    edited(folder, "tokenizer_config.json", lambda settings: settings.pop("chat_template", None))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    write_gguf(folder, tmp_path / "plain.gguf", GgufMetadata(name="Plain"), silent)
+    recipe = write_pico_recipe(tmp_path / "recipe", models)
+    text = (recipe / "recipe.toml").read_text(encoding="utf-8")
+    teacher = load_recipe(recipe).teacher.model
+    (recipe / "recipe.toml").write_text(text.replace(teacher, str(tmp_path / "plain.gguf")), encoding="utf-8")
+    with pytest.raises(InvalidInput, match="no chat template"):
+        check(load_recipe(recipe), Run(tmp_path / "runs" / "pico"))
