@@ -86,6 +86,7 @@ def run(recipe: Path, **flags: Any) -> None:
 
 @cli.command()
 @recipe_argument
+@llama_cpp_option
 @run_options
 def check(recipe: Path, **flags: Any) -> None:
     """Check, before anything runs, all that RECIPE needs: keys, files, models, licences, memory, disk."""
@@ -164,6 +165,7 @@ def payoff(run: Path, as_json: bool, **prices: Any) -> None:
 )
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--eval", "eval_file", type=click.Path(path_type=Path), help="Another eval file; the run is not touched.")
+@llama_cpp_option
 @run_options
 def evaluate(target: Path, eval_file: Path | None, **flags: Any) -> None:
     from .commands.measure import evaluate_target
@@ -176,6 +178,7 @@ def evaluate(target: Path, eval_file: Path | None, **flags: Any) -> None:
 )
 @click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--recipe", type=click.Path(path_type=Path), help="For GGUF files: the recipe whose prompts are used.")
+@llama_cpp_option
 @run_options
 def bench(targets: tuple[Path, ...], recipe: Path | None, **flags: Any) -> None:
     from .commands.measure import bench_targets
@@ -191,6 +194,7 @@ def bench(targets: tuple[Path, ...], recipe: Path | None, **flags: Any) -> None:
     type=click.Path(path_type=Path),
     help="Check a packaged folder instead: its sums, and its golden answers.",
 )
+@llama_cpp_option
 @run_options
 def package(recipe: Path | None, verify: Path | None, **flags: Any) -> None:
     from .commands.package import package_or_verify

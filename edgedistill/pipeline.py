@@ -18,6 +18,7 @@ from .records import digest
 from .report.page import write_report
 from .run import Progress, Run, file_sha256, open_run, orderly_stop, stop_if_asked, write_whole
 from .stages import STAGES, Stage
+from .stages.package import Rejected
 
 __all__ = ["STAGES", "RunSettings", "load_run", "run_recipe", "run_stages", "stage_keys"]
 
@@ -73,6 +74,7 @@ def run_stages(
     todo = planned(run, keys, only, redo_from)
     if todo:
         keep_recipe(recipe, run)
+        forget_later(run, keys, todo[0][0])
     for stage, afresh in todo:
         run_stage(stage, keys[stage.name], (recipe, run, progress), afresh)
     return [stage.name for stage, _ in todo]
@@ -104,10 +106,19 @@ def planned(run: Run, keys: dict[str, str], only: str | None, redo_from: str | N
                 f"'{stage.name}' in {run.path} was made from another recipe",
                 f"Redo it with --from {stage.name}, or give the recipe a new name.",
             )
-        # teach is never emptied: answers that were paid for outlive a redo, and their row keys say which still hold
-        afresh = redo or not stage.resumes or state == "done"
-        todo.append((stage, afresh and stage.name != "teach"))
+        goes_on = stage.keeps or (stage.resumes and state == "partial")
+        todo.append((stage, not goes_on))
     return todo
+
+
+def forget_later(run: Run, keys: dict[str, str], first: Stage) -> None:
+    """Take the records of later stages away: what they made from output that is made again is no result any more.
+
+    A stage of another key keeps its record: it is stale, and is not redone unasked.
+    """
+    for later in STAGES[NAMES.index(first.name) + 1 :]:
+        if (run.record(later.name) or {}).get("key") == keys[later.name]:
+            run.forget(later.name)
 
 
 def run_stage(stage: Stage, key: str, work: tuple[Recipe, Run, Progress], afresh: bool) -> None:
@@ -134,7 +145,6 @@ def must_be_done(run: Run, stage: Stage, keys: dict[str, str], until: str) -> No
 
 def keep_recipe(recipe: Recipe, run: Run) -> None:
     """Copy the recipe and the files that it names into the run, so that the run explains itself."""
-    write_whole(run.path / "recipe.toml", recipe.path.read_bytes())
     kept = run.path / "recipe" / "this"
     write_whole(kept / "recipe.toml", recipe.path.read_bytes())
     write_whole(run.path / "recipe" / "origin", os.fsencode(recipe.path.parent.resolve()))
@@ -144,6 +154,7 @@ def keep_recipe(recipe: Recipe, run: Run) -> None:
             copy = Path(os.path.normpath(kept / relative))
             if not Path(relative).is_absolute() and copy.is_relative_to(run.path / "recipe"):
                 write_whole(copy, path.read_bytes())
+    write_whole(run.path / "recipe.toml", recipe.path.read_bytes())
 
 
 def load_run(folder: Path, offline: bool = False) -> tuple[Recipe, Run]:
@@ -160,14 +171,17 @@ def load_run(folder: Path, offline: bool = False) -> tuple[Recipe, Run]:
 def run_recipe(path: Path, run_settings: RunSettings, progress: Progress) -> tuple[Run, list[str]]:
     """Run a recipe, or one stage of it, under the run's lock; return the run and the stages that ran.
 
-    Raises what `check` raises, before anything is begun; GateMissed where no candidate is good enough.
+    Raises what `check` raises, before anything is begun; Rejected where no candidate is good enough.
     """
     recipe = load_recipe(path)
     run = Run(run_settings.runs / recipe.name, run_settings.offline, run_settings.llama_cpp)
     with run.lock(), orderly_stop():
         check(recipe, run)
         try:
-            return run, run_stages(recipe, run, progress, run_settings.only, run_settings.redo_from)
-        finally:
-            if run.record("bench") is not None:
-                write_report(recipe, run)
+            ran = run_stages(recipe, run, progress, run_settings.only, run_settings.redo_from)
+        except Rejected:
+            write_report(recipe, run)
+            raise
+        if run_settings.only is None:
+            write_report(recipe, run)
+        return run, ran

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .chat import with_system
 from .errors import InvalidInput, MissingRequirement, Stopped
+from .llamacpp.grammar import require_decodable
 from .llamacpp.importer import require_importable
 from .llamacpp.writer import require_writable
 from .models import check_gguf, identify, vet_licence
@@ -66,7 +67,10 @@ def _prompts(recipe: Recipe, run: Run) -> str:
 
 
 def _schema(recipe: Recipe, run: Run) -> str:
-    schema_validator(load_schema(recipe))
+    schema = load_schema(recipe)
+    schema_validator(schema)
+    if schema is not None:
+        require_decodable(schema)
     return recipe.schema_file or "none: answers are free text"
 
 
@@ -75,6 +79,8 @@ def _eval(recipe: Recipe, run: Run) -> str:
     is_valid = schema_validator(load_schema(recipe))
     for path in recipe.files("evaluate").values():
         rows = read_prompts(path)
+        if not rows:
+            raise InvalidInput(f"{path}: no rows", "Write rows with the right answers.")
         for prompt in rows:
             _expected(recipe, prompt, is_valid, str(path))
         counts.append(f"{len(rows)} in {path.name}")
@@ -114,7 +120,7 @@ def _models(recipe: Recipe, run: Run) -> str:
             raise MissingRequirement(
                 f"{ref}: not on this machine, and offline", f"Fetch it first: edgedistill fetch {ref}"
             )
-        if identity.format == "gguf" and identity.path is not None:
+        if identity.format == "gguf" and identity.source == "local" and identity.path is not None:
             _template(identity.path)
         found.append(f"{identity.name} ({identity.source}{'' if identity.cached else ', to be fetched'})")
     return ", ".join(found)
@@ -132,11 +138,17 @@ def _student(recipe: Recipe, run: Run) -> str:
         return "to be looked at when it is here"
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF"
-    first = read_prompts(recipe.file(recipe.prompts.file))[0]
-    turns = (*first.messages, Message("assistant", "yes"))
-    row = Encoder(identity.path).example(Example(first.id, with_system(recipe.student.system, turns)))
+    longest = max(read_prompts(recipe.file(recipe.prompts.file)), key=lambda prompt: len(prompt.text))
+    turns = (*longest.messages, Message("assistant", "yes"))
+    row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns)))
+    if row.start + recipe.teach.max_tokens > recipe.train.max_length:
+        raise InvalidInput(
+            f"{recipe.path}: the longest prompt ({row.start} tokens) and teach.max_tokens "
+            f"({recipe.teach.max_tokens}) exceed train.max_length ({recipe.train.max_length}): {longest.text[:60]!r}",
+            "Raise train.max_length, or shorten the prompt.",
+        )
     writer = "by a llama.cpp checkout" if run.llama_cpp else require_writable(identity.path)
-    return f"{writer}; the first prompt is {row.start} tokens"
+    return f"{writer}; the longest prompt is {row.start} tokens"
 
 
 def _memory(recipe: Recipe, run: Run) -> str:
@@ -169,7 +181,8 @@ def estimated_disk(recipe: Recipe, run: Run) -> int:
     ]
     fetched = sum(2 * size for size, is_there in zip((teacher, student), cached, strict=True) if not is_there)
     full = 12 * student if recipe.train.method == "full" else 0
-    return fetched + student * (4 + len(recipe.quantize.types)) + full
+    there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    return max(0, fetched + student * (4 + len(recipe.quantize.types)) + full - there)
 
 
 def _sizes(recipe: Recipe, run: Run) -> tuple[int, int]:

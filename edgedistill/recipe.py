@@ -40,13 +40,13 @@ RecipeFile = Annotated[str, FILE]
 Share = Annotated[StrictFloat, Field(ge=0.0, le=1.0)]
 Count = Annotated[StrictInt, Field(ge=1)]
 
-QUANT_TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K")
+QUANT_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K")
 
 
 class Table(BaseModel):
     """One table of a recipe: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class TeacherSettings(Table):
@@ -97,7 +97,8 @@ class TeachSettings(Table):
 class CurateSettings(Table):
     """Which answers are worth learning."""
 
-    near_duplicate: Share = 0.9
+    near_duplicate: Share = 0.85
+    """As prompts.near_duplicate; lower, so that a stricter screen does not cost the teacher's answers."""
     eval_overlap: Share = 0.8
     """Prompts at least this similar to one of the eval set are kept out of training."""
     valid_share: Annotated[StrictFloat, Field(ge=0.0, lt=1.0)] = 0.05
@@ -127,8 +128,10 @@ class TrainSettings(Table):
 
 
 class ExportSettings(Table):
-    """How the export is proven."""
+    """What the model is called, and how the export is proven."""
 
+    version: Annotated[str, Field(pattern=r"^v?\d+(\.\d+)*$")] = "1.0"
+    """In the GGUF's metadata and in the packaged file's name."""
     max_kl: Annotated[StrictFloat, Field(gt=0.0)] = 1e-3
     """Largest mean KL divergence, in nats, between the Hugging Face side and the GGUF on the probe prompts."""
 
@@ -141,6 +144,8 @@ class QuantizeSettings(Table):
     @field_validator("types")
     @classmethod
     def known(cls, types: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(types)) < len(types):
+            raise ValueError("a quant type is named twice")
         for name in types:
             if name not in QUANT_TYPES:
                 raise ValueError(f"unknown quant type '{name}'{did_you_mean(name, QUANT_TYPES)}")
@@ -178,7 +183,6 @@ class BenchSettings(Table):
 class PackageSettings(Table):
     """What the device gets."""
 
-    version: Annotated[str, Field(pattern=r"^v?\d+(\.\d+)*$")] = "1.0"
     golden: Annotated[StrictInt, Field(ge=1)] = 3
     """Eval prompts whose answers `package --verify` repeats on the device."""
 

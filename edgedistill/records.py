@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,9 @@ class Example:
 
     id: str
     messages: tuple[Message, ...]
-    source: dict[str, Any] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, Any]:
-        return {"messages": [m.as_dict() for m in self.messages], "_ed": {"id": self.id, **self.source}}
+        return {"messages": [m.as_dict() for m in self.messages], "_ed": {"id": self.id}}
 
 
 def digest(*parts: Any) -> str:
@@ -175,6 +174,8 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt:
         raise InvalidInput(f"{where}: tags must be a list of texts", 'Write "tags": ["curt"].')
     if not isinstance(row.get("must_pass", False), bool):
         raise InvalidInput(f"{where}: must_pass must be true or false", 'Write "must_pass": true.')
+    if row.get("must_pass") and row.get("expected") is None:
+        raise InvalidInput(f"{where}: must_pass without an expected answer", "Write the right answer as expected.")
     return Prompt(
         id=digest([m.as_dict() for m in messages])[:16],
         messages=messages,

@@ -6,6 +6,7 @@ on, and again, last of all, when it ends, with the checksums of the files it lef
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -41,9 +42,9 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises EdgeDistillError that names the file where the disk is full or not writable.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
@@ -56,9 +57,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def no_room(path: Path, error: OSError) -> EdgeDistillError:
-    """The error a user sees when a file could not be written."""
+    """The error a user sees when a file could not be written: resumable where the disk is full."""
+    reason = error.strerror or str(error)
+    if error.errno not in (None, errno.ENOSPC, errno.EDQUOT):
+        return EdgeDistillError(f"{path}: {reason}", "Check the folder's rights, or name another one.")
     free = free_space(path.parent) // 2**20
-    return Stopped(f"{path}: {error.strerror or error} ({free} MB free)", "Make room, then run the same command again.")
+    return Stopped(f"{path}: {reason} ({free} MB free)", "Make room, then run the same command again.")
 
 
 def sync_folder(folder: Path) -> None:
@@ -137,12 +141,24 @@ class Run:
     def begin(self, stage: str, key: str, afresh: bool) -> Path:
         """The stage's folder, with its key written; emptied first if `afresh`."""
         folder = self.folder(stage)
-        if afresh and folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
-        self._write(stage, {"key": key, "finished": False, "files": {}, "started_at": _now()})
+        before = self.record(stage) or {}
+        started = before["started_at"] if before.get("key") == key and not afresh else _now()
+        try:
+            if afresh and folder.exists():
+                # renamed first: a kill while it is emptied must not leave half of it under its own name
+                gone = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+                os.replace(folder, gone)
+                shutil.rmtree(gone)
+            folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder)
+        except OSError as error:
+            raise no_room(folder, error) from error
+        self._write(stage, {"key": key, "finished": False, "files": {}, "started_at": started})
         return folder
+
+    def forget(self, stage: str) -> None:
+        """Take a stage's record away: what it left no longer counts as the result of anything."""
+        (self.folder(stage) / STAGE_FILE).unlink(missing_ok=True)
 
     def finish(self, stage: str, key: str, summary: dict[str, Any], seconds: float) -> None:
         """Mark the stage as done, with the checksums of what it left."""
@@ -180,14 +196,6 @@ class Run:
         summary: dict[str, Any] = record["summary"]
         return summary
 
-    def read_json(self, stage: str, name: str) -> Any:
-        """A JSON file that a stage left, or EdgeDistillError that says which stage to run."""
-        path = self.folder(stage) / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise EdgeDistillError(f"{path}: not there", f"Run the stage first: edgedistill {stage} RECIPE") from error
-
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run folder; a second holder is refused at once and told who has it."""
@@ -199,7 +207,10 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+            try:
+                who = holder.read_text(encoding="utf-8")
+            except OSError:  # it has ended just now
+                who = "another process"
             raise Stopped(f"{self.path} is in use by {who}", "Wait for it, or stop it.") from error
         except OSError as error:
             raise no_room(self.path, error) from error
@@ -216,9 +227,14 @@ def open_run(folder: Path) -> Run:
 
     Raises EdgeDistillError where there is none.
     """
-    if not (folder / "recipe.toml").is_file():
+    if not is_run(folder):
         raise EdgeDistillError(f"{folder}: not a run folder", "Make one with: edgedistill run RECIPE")
     return Run(folder)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run, not a recipe: a run keeps its recipe in a folder of its own."""
+    return (folder / "recipe" / "this" / "recipe.toml").is_file()
 
 
 def versions() -> dict[str, str]:

@@ -68,7 +68,7 @@ class Store:
         return count
 
     def add(self, key: str, completion: Completion) -> None:
-        """Store one completion durably; a key that is there already keeps its first answer.
+        """Store one completion: committed, it survives a killed process. A key that is there keeps its first answer.
 
         Raises Stopped where the disk is full; all rows before it are kept.
         """

@@ -3,7 +3,7 @@
     python scripts/kill_demo.py recipes/home-commands --reference runs/home-commands --kills 10
 
 The reference says how long the whole takes, so that the kills (SIGKILL to the whole process group) fall anywhere in it.
-Prints one line a kill and, last of all, one JSON object. Ends with 1 where a dataset file differs.
+Prints one line a kill and, last of all, one JSON object. Ends with 1 where anything does not hold.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from edgedistill import load_recipe
 from edgedistill.run import Run, file_sha256
 from edgedistill.stages import STAGES
+from edgedistill.students import checkpoints
 
 COMPARED = ("prompts/prompts.jsonl", "curate/train.jsonl", "curate/valid.jsonl", "curate/rejected.jsonl")
 
@@ -29,29 +31,46 @@ def main() -> int:
     options = arguments()
     source = random.Random(options.seed)
     reference = Run(options.reference)
-    seconds = sum((reference.record(stage.name) or {})["seconds"] for stage in STAGES)
+    seconds = sum(finished(reference, stage.name)["seconds"] for stage in STAGES)
     run = Run(options.runs / load_recipe(options.recipe).name)
+    if run.path.exists():
+        sys.exit(f"{run.path}: is there already; name another folder with --runs")
     kills = []
     for number in range(1, options.kills + 1):
         delay = source.uniform(0.2, 1.8) * seconds / (options.kills + 1)
         if (code := start(options, delay)) is not None:
             say(f"the run ended with {code} before kill {number}")
             break
-        kills.append(where(run))
-        say(f"kill {number} after {delay:.0f} s, in {kills[-1]}")
+        kills.append({"after_s": round(delay, 1), "in": where(run), "step": newest_step(run)})
+        say(f"kill {number} after {delay:.0f} s, in {kills[-1]['in']}")
     code = start(options, None)
     same = {name: file_sha256(run.path / name) == file_sha256(reference.path / name) for name in COMPARED}
     leftovers = [str(path) for path in run.path.rglob("*.partial-*")]
-    result = {
-        "kills": kills,
-        "exit_code": code,
-        "same": same,
-        "asked_last": run.summary("teach")["asked"],
-        "training_resumed_from_step": run.summary("train")["resumed_from"],
-        "leftovers": leftovers,
+    resumed, trained = finished(run, "train")["summary"]["resumed_from"], [kill["step"] for kill in kills]
+    holds = {
+        "all_kills_fell": len(kills) == options.kills,
+        "ended_whole": all(finished(run, stage.name) for stage in STAGES[:-1]),
+        "same_rows": all(same.values()),
+        "no_leftovers": not leftovers,
+        "trained_on_from_a_checkpoint": resumed >= max(trained),
     }
+    result = {"kills": kills, "exit_code": code, "same": same, "resumed_from": resumed, "holds": holds}
     sys.stdout.write(json.dumps(result) + "\n")
-    return 0 if all(same.values()) and not leftovers else 1
+    return 0 if all(holds.values()) else 1
+
+
+def finished(run: Run, stage: str) -> dict[str, Any]:
+    """The record of a stage that is done."""
+    record = run.record(stage)
+    if record is None or not record["finished"]:
+        sys.exit(f"{run.path}: '{stage}' has not finished")
+    return record
+
+
+def newest_step(run: Run) -> int:
+    """The step of the last whole checkpoint, or 0."""
+    found = checkpoints.newest(run.folder("train") / "checkpoints")
+    return int(found[1]["step"]) if found else 0
 
 
 def arguments() -> argparse.Namespace:

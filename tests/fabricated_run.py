@@ -200,8 +200,9 @@ def fabricated_run(folder: Path, text: str = RECIPE) -> tuple[Recipe, Run]:
     """A finished run up to the bench, beside the folder of its recipe."""
     recipe = recipe_folder(folder / "recipe", text)
     run = Run(folder / "runs" / recipe.name)
-    run.path.mkdir(parents=True)
-    (run.path / "recipe.toml").write_text(text, encoding="utf-8")
+    for kept in (run.path, run.path / "recipe" / "this"):
+        kept.mkdir(parents=True)
+        (kept / "recipe.toml").write_text(text, encoding="utf-8")
     metrics = [
         {
             "step": step,

@@ -441,7 +441,7 @@ def test_the_payoff_of_a_run_is_one_document(finished: Finished) -> None:
 
 def test_a_new_recipe_is_checked_after_its_models_are_named(models: PicoModels, tmp_path: Path) -> None:
     folder = tmp_path / "my-task"
-    assert document(edgedistill("init", folder, "--json"))["files"] == ["recipe.toml", "prompts.jsonl", "eval.jsonl"]
+    assert document(edgedistill("init", folder, "--json"))["files"] == ["prompts.jsonl", "eval.jsonl", "recipe.toml"]
     refused(edgedistill("init", folder), 3)
     message, _ = refused(edgedistill("check", folder, "--runs", tmp_path / "runs"), 3)
     assert "path/to/teacher.gguf" in message

@@ -16,6 +16,7 @@ from fabricated_run import bench, candidate, evaluation, fabricated_run, timed
 from pico import pico_gguf, silent
 
 from edgedistill.errors import GateMissed, InvalidInput, Unsafe
+from edgedistill.llamacpp.quantize import quantize
 from edgedistill.llamacpp.writer import NAME
 from edgedistill.models import vet_licence
 from edgedistill.recipe import Recipe
@@ -43,7 +44,7 @@ max_length = 128
 max_tokens = 24
 
 [quantize]
-types = ["F16"]
+types = ["Q8_0"]
 
 [accept]
 must_pass = false
@@ -57,15 +58,16 @@ def finished_run(folder: Path, ratio: float = 0.9) -> tuple[Recipe, Run]:
     """A run up to the bench whose chosen quant is a pico model."""
     gguf = pico_gguf(folder / "pico.gguf")
     recipe, run = fabricated_run(folder, RECIPE.format(gguf=gguf, ratio=ratio))
-    size, sha256 = gguf.stat().st_size, file_sha256(gguf)
+    run.begin("quantize", "key", afresh=True)
+    quantized = run.folder("quantize") / "home-Q8_0.gguf"
+    quantize(gguf, quantized, "Q8_0", threads=1)
+    run.finish("quantize", "key", {"files": {"Q8_0": quantized.name}}, 1.0)
+    size, sha256 = quantized.stat().st_size, file_sha256(quantized)
     scored, times = evaluation(), bench()
-    scored["candidates"][3:] = [{**candidate("student F16", "student", "F16", size, 0.88), "sha256": sha256}]
-    times["candidates"][1:] = [{**timed("student F16", "student", "F16", size, 200.0), "sha256": sha256}]
+    scored["candidates"][3:] = [{**candidate("student Q8_0", "student", "Q8_0", size, 0.88), "sha256": sha256}]
+    times["candidates"][1:] = [{**timed("student Q8_0", "student", "Q8_0", size, 200.0), "sha256": sha256}]
     (run.folder("evaluate") / "evaluation.json").write_text(json.dumps(scored), encoding="utf-8")
     (run.folder("bench") / "bench.json").write_text(json.dumps(times), encoding="utf-8")
-    run.begin("quantize", "key", afresh=True)
-    shutil.copyfile(gguf, run.folder("quantize") / "home-F16.gguf")
-    run.finish("quantize", "key", {"files": {"F16": "home-F16.gguf"}}, 1.0)
     return recipe, run
 
 
@@ -99,7 +101,7 @@ def test_a_package_holds_what_a_device_needs(packed: Packed, copy: Path) -> None
     }
     assert summary["folder"] == "home"
     assert NAME.match(summary["file"])
-    assert summary["file"].endswith("-home-v1.0-F16.gguf")
+    assert summary["file"].endswith("-home-v1.0-Q8_0.gguf")
     assert summary["licences"] == {"teacher": "apache-2.0", "student": "apache-2.0"}
     assert (copy / "recipe.toml").read_bytes() == (run.path / "recipe.toml").read_bytes()
     assert "Apache License" in (copy / "LICENSE.teacher").read_text(encoding="utf-8")
@@ -219,7 +221,7 @@ def test_where_nothing_passes_nothing_is_packaged(tmp_path: Path) -> None:
 
 def test_another_file_than_the_evaluated_one_is_not_packaged(tmp_path: Path) -> None:
     recipe, run = finished_run(tmp_path)
-    with (run.folder("quantize") / "home-F16.gguf").open("ab") as file:
+    with (run.folder("quantize") / "home-Q8_0.gguf").open("ab") as file:
         file.write(b"\0")
     out = run.begin("package", "key", afresh=True)
     with pytest.raises(Unsafe, match="has changed since it was evaluated"):
@@ -265,7 +267,7 @@ def test_the_model_card_has_front_matter_and_all_tables(packed: Packed, copy: Pa
     assert 'license: "apache-2.0"\nlibrary_name: gguf\npipeline_tag: text-generation\n' in front
     for words in (
         "only to be had as Q4_1",
-        "| student F16 (this file) | 100 % (94.9–100.0) | 88 % (82.9–93.1) |",
+        "| student Q8_0 (this file) | 100 % (94.9–100.0) | 88 % (82.9–93.1) |",
         "| teacher | 1,117 MB | 500 ms | 2000 ms |",
         "Thrown out: 31 for overlap with eval",
         "LICENSE.teacher",

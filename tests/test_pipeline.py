@@ -266,7 +266,7 @@ def test_models_may_lie_beside_the_recipe_and_the_student_may_be_a_gguf(
     run, ran = run_recipe(recipe, RunSettings(runs=tmp_path / "runs", offline=True), silent)
     assert ran == NAMES
     assert run.summary("train")["base"]["imported_from_quant"] == "F16"
-    imported = list((tmp_path / "cache" / "imported").iterdir())
+    imported = [path for path in (tmp_path / "cache" / "imported").iterdir() if path.is_dir()]
     assert len(imported) == 1
     assert (imported[0] / "config.json").is_file()
     loaded, again = edgedistill.load_run(run.path, offline=True)
@@ -390,3 +390,18 @@ def test_a_disk_that_is_full_from_the_start_is_refused_in_one_line(
     with pytest.raises(Stopped) as caught:
         run_again(Finished(finished.recipe, disk / "runs", ()))
     assert "\n" not in caught.value.message
+
+
+def test_what_was_made_from_a_stage_that_ran_again_counts_no_more(copy: Finished) -> None:
+    assert run_again(copy, only="train", redo_from="train") == ["train"]
+    assert list(states(copy).values()) == ["done"] * 4 + ["missing"] * 5
+    assert run_again(copy) == NAMES[4:]
+
+
+def test_a_refused_run_leaves_the_report_of_the_last_one(copy: Finished) -> None:
+    before = (copy.run / "report.html").read_bytes()
+    with (copy.recipe / "prompts.jsonl").open("ab") as file:
+        file.write(rows(("Bring the humidifier of the cellar to life",)))
+    with pytest.raises(EdgeDistillError, match="made from another recipe"):
+        run_again(copy)
+    assert (copy.run / "report.html").read_bytes() == before

@@ -78,7 +78,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("[bench]\npercentile = 96", "bench.percentile: "),
         ("[accept]\nvalid = 1.5", "accept.valid: "),
         ("[evaluate]\nconstrained = 1", "evaluate.constrained: "),
-        ('[package]\nversion = "latest"', "package.version: "),
+        ('[export]\nversion = "latest"', "export.version: "),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_path(tmp_path: Path, line: str, words: str) -> None:

@@ -106,6 +106,6 @@ def test_another_order_of_keys_is_the_same_digest_and_another_order_of_parts_is_
 
 
 def test_an_example_is_the_fields_chat_row_with_our_own_under_one_key() -> None:
-    row = Example("id1", (Message("user", "q"), Message("assistant", "a")), {"reason": "x"}).as_row()
+    row = Example("id1", (Message("user", "q"), Message("assistant", "a"))).as_row()
     assert set(row) == {"messages", "_ed"}
-    assert row["_ed"] == {"id": "id1", "reason": "x"}
+    assert row["_ed"] == {"id": "id1"}

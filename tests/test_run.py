@@ -138,16 +138,14 @@ def test_what_has_not_finished_has_no_summary(tmp_path: Path) -> None:
         assert "edgedistill teach RECIPE" in caught.value.hint
 
 
-def test_a_file_that_a_stage_has_not_left_names_the_stage(tmp_path: Path) -> None:
-    with pytest.raises(EdgeDistillError, match=r"bench\.json: not there") as caught:
-        Run(tmp_path).read_json("bench", "bench.json")
-    assert "edgedistill bench RECIPE" in caught.value.hint
-
-
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EdgeDistillError, match="not a run folder"):
         open_run(tmp_path)
     (tmp_path / "recipe.toml").write_text("", encoding="utf-8")
+    with pytest.raises(EdgeDistillError, match="not a run folder"):  # the folder of a recipe
+        open_run(tmp_path)
+    (tmp_path / "recipe" / "this").mkdir(parents=True)
+    (tmp_path / "recipe" / "this" / "recipe.toml").write_text("", encoding="utf-8")
     assert open_run(tmp_path).path == tmp_path
 
 

@@ -108,13 +108,14 @@ def write_recipe(folder: Path, as_json: bool) -> None:
     name = folder.resolve().name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise InvalidInput(f"{folder}: '{name}' is no name for a run", "Use letters, digits, '.', '_' and '-'.")
-    if (folder / "recipe.toml").exists():
-        raise InvalidInput(f"{folder / 'recipe.toml'}: is there already", "Choose another folder.")
     files = {
-        "recipe.toml": RECIPE.format(name=name, folder=folder).encode(),
         "prompts.jsonl": json_lines({"messages": [_user(text)]} for text in PROMPTS),
         "eval.jsonl": json_lines({"messages": [_user(text)], "expected": answer} for text, answer in EVAL),
+        "recipe.toml": RECIPE.format(name=name, folder=folder).encode(),
     }
+    for file in files:
+        if (folder / file).exists():
+            raise InvalidInput(f"{folder / file}: is there already", "Choose another folder.")
     for file, data in files.items():
         write_whole(folder / file, data)
     if as_json:

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from ..errors import InvalidInput
+from ..models import check_gguf
 from ..pipeline import load_run
 from ..recipe import load_recipe
-from ..run import orderly_stop
+from ..run import is_run, orderly_stop
 from ..stages.bench import bench_files
 from ..stages.evaluate import evaluate_on
 from .progress import Bars
@@ -22,17 +23,15 @@ from .run import run_stage
 __all__ = ["bench_targets", "evaluate_target"]
 
 
-def evaluate_target(
-    target: Path, eval_file: Path | None, as_json: bool, quiet: bool, offline: bool, runs: Path
-) -> None:
+def evaluate_target(target: Path, eval_file: Path | None, as_json: bool, quiet: bool, **where: Any) -> None:
     """The stage of a recipe; or, with an eval file, the scores of a run on it."""
     if eval_file is None and is_run(target):
         raise InvalidInput(f"{target}: a run is evaluated on a file", "Add --eval FILE, or name the recipe instead.")
     if eval_file is None:
-        run_stage(target, "evaluate", as_json, quiet, offline=offline, runs=runs)
+        run_stage(target, "evaluate", as_json, quiet, **where)
         return
-    folder = target if is_run(target) else runs / load_recipe(target).name
-    recipe, run = load_run(folder, offline)
+    folder = target if is_run(target) else where["runs"] / load_recipe(target).name
+    recipe, run = load_run(folder, where["offline"])
     with Bars(quiet) as bars, orderly_stop(), tempfile.TemporaryDirectory() as scratch:
         result = evaluate_on(recipe, run, eval_file, Path(scratch) / "results.sqlite", bars)
     if as_json:
@@ -42,35 +41,27 @@ def evaluate_target(
         click.echo(f"{person['name']}: {_scores(person['eval'])}")
 
 
-def bench_targets(
-    targets: Sequence[Path], recipe: Path | None, as_json: bool, quiet: bool, offline: bool, runs: Path
-) -> None:
+def bench_targets(targets: Sequence[Path], recipe: Path | None, as_json: bool, quiet: bool, **where: Any) -> None:
     """The stage of a recipe; or the latency of a run's quants, or of any GGUF files."""
     files = [path for path in targets if path.suffix == ".gguf"]
     others = [path for path in targets if path.suffix != ".gguf"]
-    if len(others) > 1:
-        raise InvalidInput(f"{others[1]}: one recipe or run at a time", "Name it alone, or with GGUF files.")
-    if not files and not is_run(others[0]):
-        run_stage(others[0], "bench", as_json, quiet, offline=offline, runs=runs)
+    if len(others) + (recipe is not None) > 1:
+        raise InvalidInput(f"{others[-1]}: one recipe or run at a time", "Name it alone, or with GGUF files.")
+    if others and not files and not is_run(others[0]):
+        run_stage(others[0], "bench", as_json, quiet, **where)
         return
     if others and is_run(others[0]):
-        loaded, run = load_run(others[0], offline)
+        loaded, run = load_run(others[0], where["offline"])
         files = [run.folder("quantize") / name for name in run.summary("quantize")["files"].values()] + files
     elif recipe or others:
         loaded = load_recipe(recipe or others[0])
     else:
         raise InvalidInput(f"{files[0]}: whose prompts shall time it?", "Add --recipe RECIPE, or name a run first.")
     for path in files:
-        if not path.is_file():
-            raise InvalidInput(f"{path}: no such file", "Check the path.")
+        check_gguf(path)
     with Bars(quiet) as bars, orderly_stop():
         result = bench_files(loaded, files, bars)
     click.echo(json.dumps(result)) if as_json else _print_latency(result)
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run, not a recipe: a run keeps its recipe in a folder of its own."""
-    return (path / "recipe" / "this" / "recipe.toml").is_file()
 
 
 def _scores(scores: dict[str, Any]) -> str:

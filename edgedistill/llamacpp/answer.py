@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ class Answerer:
 
     def complete(
         self, prompts: Iterable[Prompt], sampling: Sampling, slots: int, jump: bool = True
-    ) -> Iterator[Completion]:
+    ) -> Generator[Completion, None, None]:
         """Yield one completion per prompt, in the order they finish; `jump` as in EngineSettings."""
         requests = [self.request(prompt, sampling) for prompt in prompts]
         with self.engine(slots, sampling.max_tokens, requests, jump) as engine:

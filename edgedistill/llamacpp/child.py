@@ -6,6 +6,7 @@ error that names the file, and no secret of the user's environment reaches them.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -18,10 +19,11 @@ from pathlib import Path
 
 from .. import run
 
-__all__ = ["Ended", "run_child", "whole_file"]
+__all__ = ["Ended", "child_environment", "end_with_parent", "run_child", "whole_file"]
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY(_|$)|APIKEY", re.IGNORECASE)
 POLL_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,9 @@ def run_child(arguments: list[str]) -> Ended:
     The child does not see the terminal's Ctrl-C nor any secret of the environment, and looks for no module in the
     working folder.
     """
-    package = str(Path(__file__).resolve().parents[2])
-    environment = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
-    environment.update(HF_HUB_OFFLINE="1", GGML_NO_BACKTRACE="1")
-    if arguments[0] == "-m":  # a script needs its own folder on the path
-        environment["PYTHONSAFEPATH"] = "1"
+    environment = child_environment()
+    if arguments[0] != "-m":  # a script needs its own folder on the path
+        del environment["PYTHONSAFEPATH"]
     child = subprocess.Popen(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
@@ -81,6 +80,21 @@ def run_child(arguments: list[str]) -> Ended:
             raise
     ended_by = signal.Signals(-child.returncode).name if child.returncode < 0 else ""
     return Ended(child.returncode, ended_by, log.decode("utf-8", errors="replace"))
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment without its secrets, with edgedistill to be found and no hub."""
+    package = str(Path(__file__).resolve().parents[2])
+    environment = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+    environment.update(HF_HUB_OFFLINE="1", GGML_NO_BACKTRACE="1", PYTHONSAFEPATH="1")
+    return environment
+
+
+def end_with_parent() -> None:
+    """In a child: be killed when the parent is, where the system offers it, instead of working on for nobody."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wait(child: subprocess.Popen[bytes]) -> bytes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInput
 from .model import LlamaModel
 
-__all__ = ["Grammar", "GrammarState"]
+__all__ = ["Grammar", "GrammarState", "require_decodable"]
 
 
 class Grammar:
@@ -30,9 +30,7 @@ class Grammar:
 
         self._vocab_size = model.vocab_size
         tokenizer = lltokenizer_from_vocab(model.vocab)
-        compact = {"item_separator": ",", "key_separator": ":", "whitespace_flexible": False}
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=compact)
-        self._start = LLMatcher(tokenizer, grammar)
+        self._start = LLMatcher(tokenizer, _compact(schema))
         if self._start.is_error():
             reason = " ".join(self._start.get_error().split())
             raise InvalidInput(f"schema: {reason}", "Use a JSON Schema of types, enums and properties.")
@@ -40,6 +38,22 @@ class Grammar:
     def begin(self) -> GrammarState:
         """The state before an answer's first token."""
         return GrammarState(self._start.deep_copy(), self._vocab_size)
+
+
+def require_decodable(schema: dict[str, Any]) -> None:
+    """Raise InvalidInput where no answer can be decoded under the schema, as far as that shows without a vocabulary."""
+    from llguidance import LLMatcher
+
+    problem = LLMatcher.validate_grammar(_compact(schema))
+    if problem and not LLMatcher.is_validate_warning(problem):
+        raise InvalidInput(f"schema: {' '.join(problem.split())}", "Use a JSON Schema of types, enums and properties.")
+
+
+def _compact(schema: dict[str, Any]) -> str:
+    from llguidance import LLMatcher
+
+    written = {"item_separator": ",", "key_separator": ":", "whitespace_flexible": False}
+    return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=written))
 
 
 class GrammarState:

@@ -197,4 +197,5 @@ def _pieces(gguf: GgufFile, place: Place) -> Iterator[Rows]:
 def in_halves(rows: Rows, heads: int) -> Rows:
     """Rows of q or k, (heads * head_dim, ...), from pairs to halves: the other way round than `writer.pairwise`."""
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
+    turned: Rows = pairs.swapaxes(1, 2).reshape(rows.shape)
+    return turned

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..errors import EdgeDistillError
 from ..records import digest
 from ..run import file_sha256, free_space, write_whole
 
@@ -43,19 +44,22 @@ class PrefixCache:
         return size > 0 and list(found[: count.value]) == list(tokens)
 
     def keep(self, lib: Any, context: Any, tokens: Sequence[int]) -> None:
-        """Save the prefix of sequence 0, where it is long enough to be worth it and the disk has room."""
+        """Save the prefix of sequence 0, where it is long enough to be worth it and the disk takes it."""
         size = lib.llama_state_seq_get_size(context, 0)
         if not self.writes or len(tokens) < SHORTEST or size > LARGEST_SHARE * free_space(self.folder):
             return
         path = self._path(tokens)
-        self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
         array = (ctypes.c_int32 * len(tokens))(*tokens)
-        if lib.llama_state_seq_save_file(context, os.fsencode(partial), 0, array, len(tokens)) == 0:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if lib.llama_state_seq_save_file(context, os.fsencode(partial), 0, array, len(tokens)) > 0:
+                write_whole(path.with_suffix(".sha256"), file_sha256(partial).encode())
+                os.replace(partial, path)
+        except (OSError, EdgeDistillError):  # the next process decodes the prefix again, that is all
+            pass
+        finally:
             partial.unlink(missing_ok=True)
-            return
-        write_whole(path.with_suffix(".sha256"), file_sha256(partial).encode())
-        os.replace(partial, path)
 
     def _path(self, tokens: Sequence[int]) -> Path:
         version = metadata.version("llama-cpp-python")

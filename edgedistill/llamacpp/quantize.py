@@ -16,7 +16,7 @@ from pathlib import Path
 from .. import run
 from ..errors import EdgeDistillError, InvalidInput, MissingRequirement
 from ..records import FILE_TYPES
-from .child import Ended, run_child, whole_file
+from .child import Ended, end_with_parent, run_child, whole_file
 
 __all__ = ["quantize"]
 
@@ -64,6 +64,8 @@ def _failure(source: Path, out: Path, ended: Ended) -> EdgeDistillError:
 def main(source: str, out: str, type_name: str, threads: str) -> int:
     """Quantize in this process; llama.cpp's log goes to stderr. Returns the exit code."""
     import llama_cpp
+
+    end_with_parent()
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def log(level: int, text: bytes, _data: ctypes.c_void_p) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import EdgeDistillError
 from ..records import Message, Prompt
+from .child import child_environment, end_with_parent
 
 __all__ = ["TimingTask", "measure", "percentiles"]
 
@@ -61,7 +62,14 @@ def measure(task: TimingTask) -> Iterator[dict[str, Any]]:
         "scratch": str(task.scratch) if task.scratch else None,
     }
     command = [sys.executable, "-m", "edgedistill.llamacpp.timing"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+        start_new_session=True,  # the terminal's Ctrl-C is for the parent
+    ) as child:
         try:
             assert child.stdin is not None
             assert child.stdout is not None
@@ -71,12 +79,19 @@ def measure(task: TimingTask) -> Iterator[dict[str, Any]]:
             for line in child.stdout:
                 record = json.loads(line)
                 if "error" in record:
-                    raise EdgeDistillError(record["error"], record["hint"])
+                    raise failure(record)
                 yield record
         finally:
             child.kill() if child.poll() is None else None
     if child.returncode != 0:
         raise EdgeDistillError(f"{task.model}: timing ended with code {child.returncode}", "Is there enough memory?")
+
+
+def failure(record: dict[str, Any]) -> EdgeDistillError:
+    """The error that the child met, with its exit code."""
+    error = EdgeDistillError(record["error"], record["hint"])
+    error.exit_code = record["exit_code"]
+    return error
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -94,6 +109,7 @@ def main() -> None:
     from .answer import Answerer, Sampling
     from .prefix import PrefixCache
 
+    end_with_parent()
     task = json.load(sys.stdin)
     started = time.perf_counter()
     preamble = [Message(**message) for message in task["preamble"]]
@@ -145,5 +161,5 @@ if __name__ == "__main__":
     try:
         main()
     except EdgeDistillError as failed:
-        _tell({"error": failed.message, "hint": failed.hint})
+        _tell({"error": failed.message, "hint": failed.hint, "exit_code": failed.exit_code})
         sys.exit(failed.exit_code)

@@ -247,7 +247,8 @@ def _pieces(tensor: _Planned) -> Iterator[NDArray[np.float16] | Rows]:
 def pairwise(rows: Rows, heads: int) -> Rows:
     """Rows of q or k, (heads * head_dim, ...), from halves to pairs: how GGUF's llama stores what RoPE turns."""
     halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
-    return halves.swapaxes(1, 2).reshape(rows.shape)
+    turned: Rows = halves.swapaxes(1, 2).reshape(rows.shape)
+    return turned
 
 
 NAME = re.compile(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from .content import folder_content
 from .find import Format, Identity, Weights, fetch, identify
 from .gguf_header import GgufHeader
 from .intake import check_folder, check_gguf
 from .licences import Licence, licence_text, vet_licence
-from .packages import cache_root
+from .packages import cache_root, locked
 
 __all__ = [
     "Format",
@@ -18,7 +19,9 @@ __all__ = [
     "check_folder",
     "check_gguf",
     "fetch",
+    "folder_content",
     "identify",
     "licence_text",
+    "locked",
     "vet_licence",
 ]

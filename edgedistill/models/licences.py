@@ -254,7 +254,7 @@ def licence_text(licence_id: str) -> str:
 
 def _one_text(licence_id: str, original: str) -> str:
     if licence_id in FULL_TEXTS:
-        return resources.files(__package__).joinpath("texts", f"{licence_id}.txt").read_text(encoding="utf-8")
+        return resources.files(__package__).joinpath("texts").joinpath(f"{licence_id}.txt").read_text(encoding="utf-8")
     licence = LICENCES.get(licence_id)
     if licence is None:
         return f"{original}\n\nThe full text is with the model that this one was made from.\n"

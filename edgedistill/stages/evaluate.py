@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,12 @@ def _answers(
         with Answerer(person.path, person.preamble, schema, cores(), recipe.teach.gpu_layers, cache) as answerer:
             sampling = Sampling(settings.max_tokens)
             jump = person.prompt == "teacher"  # the student answers token by token, as it will on the device
-            answers = answerer.complete(todo, sampling, recipe.teach.slots, jump)
-            for number, completion in enumerate(answers, start=1):
-                store.add(keys[completion.prompt_id], completion)
-                place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
-                stop_if_asked()
+            # closed before the model is: an engine that outlives its weights reads freed memory
+            with closing(answerer.complete(todo, sampling, recipe.teach.slots, jump)) as answers:
+                for number, completion in enumerate(answers, start=1):
+                    store.add(keys[completion.prompt_id], completion)
+                    place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
+                    stop_if_asked()
     found = {prompt_id: store.get(key) for prompt_id, key in keys.items()}
     return {prompt_id: completion.text for prompt_id, completion in found.items() if completion is not None}
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..chat import with_system
 from ..errors import GateMissed
 from ..llamacpp.probe import kl_divergence, next_token_logits
-from ..llamacpp.writer import GgufMetadata, convert_with_checkout, write_gguf
+from ..llamacpp.writer import GgufMetadata, Source, convert_with_checkout, write_gguf
 from ..recipe import Recipe
 from ..records import read_prompts
 from ..run import Progress, Run, cores, write_whole
@@ -42,8 +42,9 @@ def export(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
         name=recipe.name,
         basename=weights.name,
         finetune=recipe.name,
-        version=recipe.package.version,
+        version=recipe.export.version,
         licence=weights.licence,
+        base_models=(Source(weights.name),),
     )
     to_gguf(folder, out / F16_NAME, metadata, run, progress)
     prompts = read_prompts(run.folder("prompts") / "prompts.jsonl")[:PROBES]
@@ -63,7 +64,8 @@ def export(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
             f"most for {prompts[worst].text[:60]!r}",
             "This is a fault of the export; please report it with the model's config.json.",
         )
-    return parity | {"bytes": (out / F16_NAME).stat().st_size}
+    writer = "a llama.cpp checkout" if run.llama_cpp else "edgedistill"
+    return parity | {"bytes": (out / F16_NAME).stat().st_size, "writer": writer}
 
 
 def to_gguf(folder: Path, out: Path, metadata: GgufMetadata, run: Run, progress: Progress) -> None:

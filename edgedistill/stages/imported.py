@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from ..llamacpp.importer import import_gguf
-from ..models import Weights, cache_root, fetch
+from ..models import Weights, cache_root, fetch, folder_content, locked
 from ..recipe import Recipe
-from ..run import Progress, Run, sweep
+from ..run import Progress, Run, write_whole
 from .parity import prove_tokens
 
 __all__ = ["base_folder"]
@@ -27,12 +26,12 @@ def base_folder(recipe: Recipe, run: Run, progress: Progress) -> tuple[Weights, 
         return weights, weights.path
     kept = cache_root() / "imported"
     folder = kept / f"{weights.sha256[:16]}-{FORMAT}"
-    if not folder.is_dir():  # it is renamed to this name only when it is whole and proven
-        kept.mkdir(parents=True, exist_ok=True)
-        sweep(kept)
-        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        import_gguf(weights.path, partial, progress)
-        prove_tokens(partial, weights.path, ())
-        os.replace(partial, folder)
+    stated = folder.with_suffix(".sha256")
+    kept.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if not (stated.is_file() and folder.is_dir() and stated.read_text("utf-8") == folder_content(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+            import_gguf(weights.path, folder, progress)
+            prove_tokens(folder, weights.path, ())
+            write_whole(stated, folder_content(folder).encode())
     return weights, folder

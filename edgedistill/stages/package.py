@@ -113,7 +113,7 @@ def _device(recipe: Recipe, run: Run, source: Path, quant: str) -> Device:
     wanted = recipe.train.max_length + recipe.evaluate.max_tokens
     return Device(
         name=_named(recipe.name, prefix),
-        file=gguf_file_name(base, size, recipe.name, recipe.package.version, quant),
+        file=gguf_file_name(base, size, recipe.name, recipe.export.version, quant),
         system=recipe.student.system,
         schema_file=SCHEMA if recipe.schema_file and recipe.evaluate.constrained else None,
         context=min(limit, -(-wanted // CONTEXT_STEP) * CONTEXT_STEP),
@@ -250,7 +250,7 @@ def _answers(path: Path, golden: _Golden) -> list[str]:
         for number, messages in enumerate(golden.conversations)
     ]
     with Answerer(path, golden.conversations[0][:1], golden.schema, cores()) as answerer:
-        done = answerer.complete(prompts, Sampling(golden.max_tokens), slots=1)
+        done = answerer.complete(prompts, Sampling(golden.max_tokens), slots=1, jump=False)
         found = {completion.prompt_id: completion.text for completion in done}
     return [found[prompt.id] for prompt in prompts]
 

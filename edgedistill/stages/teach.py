@@ -27,7 +27,9 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
         keys = {prompt.id: row_key(prompt, identity) for prompt in prompts}
         todo = [prompt for prompt in prompts if keys[prompt.id] not in store]
         progress("teaching", len(prompts) - len(todo), len(prompts))
-        tokens = _ask(recipe, task, todo, (store, keys, progress)) if todo else 0
+        if todo:
+            _ask(recipe, task, todo, (store, keys, progress))
+        tokens = sum(completion.completion_tokens for key in keys.values() if (completion := store.get(key)))
     return {
         "rows": len(prompts),
         "asked": len(todo),
@@ -45,14 +47,12 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
 
 def _ask(
     recipe: Recipe, task: TeacherTask, todo: Sequence[Prompt], sink: tuple[Store, dict[str, str], Progress]
-) -> int:
+) -> None:
     store, keys, progress = sink
     teacher = load_teacher(recipe.teacher, task)
-    tokens = 0
     try:
         for number, completion in enumerate(teacher.complete(todo, recipe.teach, recipe.seed), start=1):
             store.add(keys[completion.prompt_id], completion)
-            tokens += completion.completion_tokens
             progress("teaching", len(keys) - len(todo) + number, len(keys))
             stop_if_asked()
     finally:
@@ -60,7 +60,6 @@ def _ask(
     missing = sum(key not in store for key in keys.values())
     if missing:
         raise EdgeDistillError(f"the teacher left {missing} prompts without an answer", "Run the same command again.")
-    return tokens
 
 
 def teacher_identity(recipe: Recipe, model_sha256: str) -> str:

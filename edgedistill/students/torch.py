@@ -6,7 +6,6 @@ whole checkpoint and, on the CPU, ends in the same bits.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -121,13 +120,16 @@ class TorchStudent:
 
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         else:
-            model.load_state_dict(_read_tensors(adapter / "model.safetensors"), strict=False)
+            found = model.load_state_dict(_read_tensors(adapter / "model.safetensors"), strict=False)
             model.tie_weights()
+            if found.unexpected_keys or set(found.missing_keys) - {"lm_head.weight"}:
+                raise EdgeDistillError(f"{adapter}: not the weights of {self._base}", "Redo with --from train.")
         extremes = [float(weight.detach().abs().max()) for weight in model.parameters()]
-        largest = max(extremes)
-        if not all(map(math.isfinite, extremes)):
-            raise EdgeDistillError(f"{adapter}: weights are not finite", "Lower train.learning_rate.")
-        model.to(torch.float16 if largest < LARGEST_FLOAT16 else torch.bfloat16)
+        if not all(map(math.isfinite, extremes)) or max(extremes) > LARGEST_FLOAT16:
+            raise EdgeDistillError(
+                f"{adapter}: weights are not finite, or too large for 16 bits", "Lower train.learning_rate."
+            )
+        model.to(torch.float16)
         with _room_for(out):
             model.save_pretrained(out)
             for name in TOKENIZER_FILES:
@@ -263,7 +265,6 @@ class _Session:
 
         folder.mkdir(parents=True, exist_ok=True)
         save_file({n: w.detach().contiguous() for n, w in self._weights.items()}, folder / "model.safetensors")
-        write_whole(folder / "full.json", json.dumps({"method": "full"}).encode())
 
 
 def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
