@@ -190,16 +190,16 @@ def _draw_bubble(axes: Any, bubble: _Bubble, area: float, is_chosen: bool) -> No
 
 
 def _label(axes: Any, bubble: _Bubble, height: float) -> None:
-    """The name at the side where there is room: students right of their bubble, the teacher left of it."""
+    """The name where there is room: students right of their bubble, the teacher well below its own."""
     text = f"{visible(bubble.name)}, {megabytes(bubble.size_bytes)}: {percent(bubble.score / 100)}"
-    side, gap = ("right", -16) if bubble.is_teacher else ("left", 16)
+    side, gap = ("right", 12) if bubble.is_teacher else ("left", 16)
     axes.annotate(
         text,
         (bubble.latency, height),
-        (gap, 6 if bubble.is_teacher else 0),
+        (gap, -40 if bubble.is_teacher else 0),
         textcoords="offset points",
         ha=side,
-        va="bottom" if bubble.is_teacher else "center",
+        va="top" if bubble.is_teacher else "center",
         zorder=4,
     )
 
