@@ -3,10 +3,12 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 RECIPE ?= recipes/home-commands
+ID ?= T1
+ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench clean
 
 setup: $(INSTALLED)
 
@@ -26,6 +28,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# one figure of the benchmarks, against its peer in the same run: make bench ID=T1 [ARGS="..."]
+bench: $(INSTALLED)
+	@PYTHONPATH=scripts/benchmarks $(BIN)/python scripts/benchmarks/$(ID).py $(ARGS)
 
 clean:
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache

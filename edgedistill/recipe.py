@@ -6,16 +6,26 @@ the only source of settings; the flags of a command say where and how to run. Fi
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomli
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import InvalidInput
+from .explain import did_you_mean, explained, refuse_secrets
 
 __all__ = [
     "AcceptSettings",
@@ -39,6 +49,7 @@ FILE = "a file of the recipe"
 RecipeFile = Annotated[str, FILE]
 Share = Annotated[StrictFloat, Field(ge=0.0, le=1.0)]
 Count = Annotated[StrictInt, Field(ge=1)]
+Price = Annotated[StrictFloat, Field(ge=0.0)]
 
 QUANT_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K")
 
@@ -52,15 +63,33 @@ class Table(BaseModel):
 class TeacherSettings(Table):
     """Who is asked."""
 
-    backend: Literal["llamacpp"] = "llamacpp"
+    backend: Literal["llamacpp", "transformers", "mlx", "openai"] = "llamacpp"
     model: str
-    """A catalogue name, `org/repo:file` on the hub, or a path."""
+    """A catalogue name, `org/repo:file` or `org/repo` on the hub, or a path; for `openai` the server's model id."""
     system: str = ""
     """The teacher's system text. It may be long: it is decoded once and shared by all prompts."""
     guide: RecipeFile | None = None
     """A text file that is put after the system text."""
     examples: RecipeFile | None = None
     """Solved examples (chat rows that end with an answer), shown to the teacher as earlier turns."""
+    url: str | None = None
+    """For `openai`: where the server's API begins, such as `http://127.0.0.1:8080/v1`."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """For `openai`: the environment variable that holds the key; without one no key is sent."""
+    plain_http: StrictBool = False
+    """For `openai`: allow http to another machine. Prompts and key then cross the network in the clear."""
+    licence: str | None = None
+    """For `openai`: the licence of the server's model, which no API tells."""
+    price_in: Price | None = None
+    """For `openai`: price of a million prompt tokens, for the estimate."""
+    price_out: Price | None = None
+    """For `openai`: price of a million completion tokens, in the same currency."""
+
+    @model_validator(mode="after")
+    def has_url(self) -> TeacherSettings:
+        if (self.backend == "openai") != (self.url is not None):
+            raise ValueError("url belongs to the 'openai' backend, which needs it")
+        return self
 
 
 class StudentSettings(Table):
@@ -88,15 +117,52 @@ class TeachSettings(Table):
     temperature: Annotated[StrictFloat, Field(ge=0.0)] = 0.0
     """0 takes the most probable token (greedy)."""
     top_p: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 1.0
-    slots: Annotated[StrictInt, Field(ge=1, le=128)] = 16
-    """Prompts answered at the same time."""
+    top_k: Annotated[StrictInt, Field(ge=0)] = 0
+    """Sample from so many of the most probable tokens; 0 is all."""
+    min_p: Annotated[StrictFloat, Field(ge=0.0, lt=1.0)] = 0.0
+    """Sample from tokens at least this probable, relative to the most probable one."""
+    samples: Annotated[StrictInt, Field(ge=1, le=64)] = 1
+    """Answers to each prompt; more than one needs a temperature. `curate.combine` makes one of them."""
+    closed: StrictBool = True
+    """Where the schema allows a finite set of answers, keep the probability of each instead of sampling one."""
+    answers: RecipeFile | None = None
+    """Chat rows that end with an answer: given answers, taken as they are and, with `targets`, scored."""
+    targets: Literal["none", "top_k", "sampled"] = "none"
+    """The teacher's distribution at each token, kept for a soft loss: the most probable tokens, or drawn ones."""
+    target_mass: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 0.995
+    """For `top_k`: the smallest set of tokens that reaches this probability is kept ..."""
+    target_tokens: Annotated[StrictInt, Field(ge=1, le=256)] = 64
+    """... but no more than so many."""
+    target_draws: Annotated[StrictInt, Field(ge=1, le=1000)] = 50
+    """For `sampled`: tokens drawn at each position."""
+    slots: Annotated[StrictInt, Field(ge=0, le=255)] = 0
+    """Prompts answered at the same time; 0 finds the best number for model and machine (for a server: adapts)."""
     gpu_layers: StrictInt = -1
     """Layers kept on the GPU where the build has one; -1 is all."""
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    """`auto` lets llama.cpp choose for the build."""
+
+    @model_validator(mode="after")
+    def samples_differ(self) -> TeachSettings:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples > 1 need a temperature above 0")
+        return self
 
 
 class CurateSettings(Table):
     """Which answers are worth learning."""
 
+    combine: Literal["vote", "agree", "best", "union"] = "vote"
+    """What becomes of several answers (samples, teachers): the most frequent, only where all agree, the best by
+    `verifier` or schema, or every different one."""
+    vote_by: Literal["answer", "field"] = "answer"
+    """Whether a vote is on whole answers, or on each field of a JSON object."""
+    agreement: Share = 0.0
+    """For `vote`: the least share of the votes that an answer needs."""
+    confidence: Share = 0.0
+    """For closed answers: the least probability that the teacher gives its answer."""
+    verifier: tuple[str, ...] | None = None
+    """For `best`: a command that reads {"messages", "answer"} as JSON and prints a score; no shell is involved."""
     near_duplicate: Share = 0.85
     """As prompts.near_duplicate; lower, so that a stricter screen does not cost the teacher's answers."""
     eval_overlap: Share = 0.8
@@ -215,6 +281,8 @@ class Recipe(Table):
     accept_license: str | None = None
     """The id of a licence that the table does not know and that you have read."""
     teacher: TeacherSettings
+    teachers: tuple[TeacherSettings, ...] = ()
+    """`[[teachers]]`, asked one after another; `[teacher]` alone is a list of one. `teacher` is the first of them."""
     student: StudentSettings
     prompts: PromptsSettings = PromptsSettings()
     teach: TeachSettings = TeachSettings()
@@ -226,6 +294,19 @@ class Recipe(Table):
     bench: BenchSettings = BenchSettings()
     package: PackageSettings = PackageSettings()
     accept: AcceptSettings = AcceptSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_or_many(cls, data: Any) -> Any:
+        """`[teacher]` is `[[teachers]]` with one entry; only one of the two may be written."""
+        if not isinstance(data, dict) or not ("teachers" in data) ^ ("teacher" in data):
+            if isinstance(data, dict) and "teachers" in data:
+                raise ValueError("write [teacher] or [[teachers]], not both")
+            return data
+        many = data["teachers"] if "teachers" in data else [data["teacher"]]
+        if not isinstance(many, list) or not many:
+            raise ValueError("[[teachers]] is a list of tables")
+        return {**data, "teachers": many, "teacher": many[0]}
 
     _path: Path = Path("recipe.toml")
     _origin: Path | None = None
@@ -241,20 +322,31 @@ class Recipe(Table):
         return self._path.parent / name
 
     def reference(self, who: Literal["teacher", "student"]) -> str:
-        """The model of teacher or student; a path that is there beside the recipe stands for that file or folder."""
-        model: str = getattr(self, who).model
-        places = (folder / model for folder in (self._path.parent, self._origin) if folder is not None)
-        return next((str(place) for place in places if place.exists()), model)
+        """The model of the first teacher or of the student, as `located` finds it."""
+        return self.located(getattr(self, who))
+
+    def located(self, settings: TeacherSettings | StudentSettings) -> str:
+        """The model that a table names; a path that is there beside the recipe stands for that file or folder."""
+        places = (folder / settings.model for folder in (self._path.parent, self._origin) if folder is not None)
+        return next((str(place) for place in places if place.exists()), settings.model)
 
     def files(self, table: str | None = None) -> dict[str, Path]:
-        """Files named in one table, or at the top, by `table.key`."""
-        settings: BaseModel = getattr(self, table) if table else self
-        prefix = f"{table}." if table else ""
+        """Files named in one table, or at the top, by `table.key`; in a list of tables by `table.number.key`."""
+        settings: Any = getattr(self, table) if table else self
+        if isinstance(settings, tuple):
+            return {
+                f"{table}.{number}.{key}": path
+                for number, one in enumerate(settings)
+                for key, path in self._files_of(one).items()
+            }
+        return {f"{table}.{key}" if table else key: path for key, path in self._files_of(settings).items()}
+
+    def _files_of(self, settings: BaseModel) -> dict[str, Path]:
         found = {}
         for key, info in type(settings).model_fields.items():
             value = getattr(settings, key)
             if value is not None and (FILE in info.metadata or FILE in _nested_metadata(info.annotation)):
-                found[prefix + key] = self.file(value)
+                found[key] = self.file(value)
         return found
 
 
@@ -277,11 +369,11 @@ def load_recipe(path: Path, origin: Path | None = None) -> Recipe:
         raise InvalidInput(f"{path}: {error.strerror}", "Name a recipe, or write one with: edgedistill init") from error
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: {error}", "Mend the TOML there.") from error
-    _refuse_secrets(path, data)
+    refuse_secrets(path, data)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise InvalidInput(*_explain(path, error)) from error
+        raise InvalidInput(*explained(path, error.errors(), Recipe)) from error
     object.__setattr__(recipe, "_path", path)
     object.__setattr__(recipe, "_origin", origin)
     return recipe
@@ -308,45 +400,6 @@ def load_schema(recipe: Recipe) -> dict[str, Any] | None:
     return schema
 
 
-def did_you_mean(word: str, known: Any) -> str:
-    """A suggestion to end a message with, or nothing.
-
-    >>> did_you_mean("teechers", ["teacher", "student"])
-    ". Did you mean 'teacher'?"
-    """
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f". Did you mean '{close[0]}'?" if close else ""
-
-
-def _explain(path: Path, error: ValidationError) -> tuple[str, str]:
-    problems = [_problem(item) for item in error.errors()]
-    hint = f"{len(problems)} problems; every key is described in the README." if len(problems) > 1 else ""
-    return "\n".join(f"{path}: {problem}" for problem in problems), hint or "Every key is described in the README."
-
-
-def _problem(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        fields = Recipe.model_fields
-        if len(item["loc"]) > 1 and item["loc"][0] in TABLES:
-            fields = fields[item["loc"][0]].annotation.model_fields  # type: ignore[union-attr]
-        return f"unknown key '{where}'{did_you_mean(str(item['loc'][-1]), fields)}"
-    if item["type"] == "missing":
-        return f"missing key '{where}'"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')} (it is {item['input']!r})"
-
-
 def _nested_metadata(annotation: Any) -> tuple[Any, ...]:
     """The metadata inside an optional annotation such as `RecipeFile | None`."""
     return tuple(extra for part in get_args(annotation) for extra in getattr(part, "__metadata__", ()))
-
-
-SECRET = re.compile(r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,})")
-
-
-def _refuse_secrets(path: Path, value: Any) -> None:
-    if isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
-            _refuse_secrets(path, item)
-    elif isinstance(value, str) and SECRET.search(value):
-        raise InvalidInput(f"{path}: a value looks like a secret key", "Keep keys in the environment, not in recipes.")

@@ -84,7 +84,9 @@ class Completion:
     """One answer of a model to one prompt.
 
     `finish_reason` is "stop" (the model ended its answer), "length" (cut off at the limit); `seconds` is the time from
-    the request's admission to its last token, while other requests ran beside it.
+    the request's admission to its last token, while other requests ran beside it. `sample` counts the answers to one
+    prompt. `targets` is the distribution at each token, as `targets.encode` writes it. `answers` is, where the schema
+    allows a finite set, the probability of each answer, which sum to 1; `text` is then the most probable one.
     """
 
     prompt_id: str
@@ -93,6 +95,9 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+    sample: int = 0
+    targets: bytes | None = None
+    answers: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,31 @@ from typing import Any, Protocol
 
 from ..chat import with_system
 from ..errors import InvalidInput, MissingRequirement
+from ..models import Format
 from ..recipe import Recipe, TeacherSettings, TeachSettings
-from ..records import Completion, Message, Prompt, messages_of, read_rows
+from ..records import Completion, Example, Message, Prompt, messages_of, read_rows
 
-__all__ = ["BACKENDS", "Teacher", "TeacherTask", "load_teacher", "preamble", "require_teacher"]
+__all__ = ["BACKENDS", "Backend", "Teacher", "TeacherTask", "load_teacher", "preamble", "require_teacher"]
 
-# backend -> (the library it needs, what to install)
-BACKENDS = {"llamacpp": ("llama_cpp", "llama-cpp-python")}
+
+@dataclass(frozen=True)
+class Backend:
+    """What a backend needs, and in which formats it takes its weights."""
+
+    library: str
+    install: str
+    formats: tuple[Format, ...] = ()
+    """Best first; none where a server has the weights."""
+    scores: bool = True
+    """Whether it tells the distribution at each token."""
+
+
+BACKENDS = {
+    "llamacpp": Backend("llama_cpp", "llama-cpp-python", ("gguf",)),
+    "transformers": Backend("transformers", "'edgedistill[torch]'", ("hf",)),
+    "mlx": Backend("mlx_lm", "'edgedistill[mlx]'", ("hf",)),
+    "openai": Backend("httpx2", "httpx2", scores=False),
+}
 
 
 @dataclass(frozen=True)
@@ -27,18 +45,31 @@ class TeacherTask:
     `scratch` is a folder in which a backend may keep what makes its next start faster.
     """
 
-    model: Path
+    model: Path | None
+    """A GGUF file or a Hugging Face folder; None where a server has the weights."""
     sha256: str
+    """Of the weights; for a server, of its address and the model's id."""
     preamble: tuple[Message, ...]
     schema: dict[str, Any] | None
     scratch: Path
+    settings: TeacherSettings
 
 
 class Teacher(Protocol):
     """A model that answers prompts."""
 
     def complete(self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
-        """Yield one completion per prompt, in the order they finish. Batching is the backend's own affair."""
+        """Yield `settings.samples` completions per prompt, in the order they finish.
+
+        Prompts are taken as there is room for them, so that they may be many. Batching is the backend's own affair.
+        A prompt that gets no answer raises; an empty completion never stands for a failure.
+        """
+
+    def score(self, examples: Iterable[Example], settings: TeachSettings, seed: int) -> Iterator[Completion]:
+        """Yield each example's answer as a completion with `targets`: the distribution at every token of given text.
+
+        Raises MissingRequirement where the backend cannot.
+        """
 
     def close(self) -> None:
         """Give back the memory of the weights."""
@@ -46,22 +77,24 @@ class Teacher(Protocol):
 
 def require_teacher(settings: TeacherSettings) -> None:
     """Raise MissingRequirement where the backend's library is not installed."""
-    library, install = BACKENDS[settings.backend]
-    if find_spec(library) is None:
-        raise MissingRequirement(f"the '{settings.backend}' teacher needs {library}", f"pip install {install}")
+    backend = BACKENDS[settings.backend]
+    if find_spec(backend.library) is None:
+        raise MissingRequirement(
+            f"the '{settings.backend}' teacher needs {backend.library}", f"pip install {backend.install}"
+        )
 
 
-def load_teacher(settings: TeacherSettings, task: TeacherTask) -> Teacher:
-    """The teacher that the recipe names, loaded."""
-    require_teacher(settings)
-    module = import_module(f"{__name__}.{settings.backend}")
+def load_teacher(task: TeacherTask) -> Teacher:
+    """The teacher of a task, loaded."""
+    require_teacher(task.settings)
+    module = import_module(f"{__name__}.{task.settings.backend}")
     teacher: Teacher = module.load(task)
     return teacher
 
 
-def preamble(recipe: Recipe) -> tuple[Message, ...]:
-    """What the teacher is shown before every prompt: system text, guide, solved examples as earlier turns."""
-    teacher = recipe.teacher
+def preamble(recipe: Recipe, teacher: TeacherSettings | None = None) -> tuple[Message, ...]:
+    """What a teacher (the first, by default) is shown before every prompt: system, guide, solved examples as turns."""
+    teacher = teacher or recipe.teacher
     parts = [teacher.system]
     if teacher.guide:
         parts.append(_guide(recipe.file(teacher.guide)))
