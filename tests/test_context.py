@@ -9,7 +9,8 @@ from pico import edited, pico_hf_folder, reconfigured, silent
 from pico_recipe import PicoModels, write_pico_recipe
 
 from edgedistill.errors import InvalidInput
-from edgedistill.llamacpp.answer import Answerer, Sampling, fits_context
+from edgedistill.llamacpp.answer import Answerer, AnswererSettings, fits_context
+from edgedistill.llamacpp.sampling import Sampling
 from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
 from edgedistill.preflight import check
 from edgedistill.recipe import load_recipe
@@ -31,7 +32,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_prompt_longer_than_the_models_context_is_refused(small: Path) -> None:
     prompt = Prompt("0" * 16, (Message("user", "turn on the light " * 90),))
     with (
-        Answerer(small, (), None, threads=1) as answerer,
+        Answerer(small, (), None, AnswererSettings(1)) as answerer,
         pytest.raises(InvalidInput, match=f"the model knows {LIMIT}"),
     ):
         list(answerer.complete([prompt], Sampling(8), slots=1))

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
-from ..records import Completion, Message, Prompt, common_length
-from .engine import BatchEngine, EngineSettings, Request
+from ..records import Completion, Example, Message, Prompt, common_length
+from .branches import AnswerTrie, BranchEngine, BranchSettings, Ranked
+from .context import FlashAttention
+from .engine import BatchEngine, EngineSettings
 from .grammar import Grammar
-from .model import LlamaModel
+from .layout import Layout, Work, best_layout
+from .model import LlamaModel, load_llama_cpp
 from .prefix import PrefixCache
+from .requests import Answer, Request
+from .sampling import Sampling
 
-__all__ = ["Answerer", "Sampling", "SharedPrompt", "fits_context"]
+__all__ = ["Answerer", "AnswererSettings", "SharedPrompt", "fits_context"]
 
+AHEAD = 512  # requests that are looked at for the longest, before a context is opened
+SCORED = 16  # answers that are scored at a time: enough to fill a batch
+LARGEST_SEED = 2**63 - 1
 PROMPT = 128  # tokens that each slot has for a prompt's own part; a longer one takes the room of several slots
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen; temperature 0 is greedy."""
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 class SharedPrompt:
@@ -91,23 +90,29 @@ def fits_context(path: Path, preamble: Sequence[Message], max_tokens: int) -> bo
         return len(SharedPrompt(model, preamble).tokens) + PROMPT + max_tokens <= limit
 
 
+@dataclass(frozen=True)
+class AnswererSettings:
+    """How a model is run: where the prefix's state and the best layout are kept, and what the hardware does."""
+
+    threads: int
+    gpu_layers: int = -1
+    flash_attention: FlashAttention = "auto"
+    prefix_cache: PrefixCache | None = None
+    layouts: Path | None = None
+    """A folder for the layouts that were found best; None finds them again."""
+
+
 class Answerer:
     """A loaded model with its shared prompt, ready for many prompts."""
 
     def __init__(
-        self,
-        path: Path,
-        preamble: Sequence[Message],
-        schema: dict[str, Any] | None,
-        threads: int,
-        gpu_layers: int = -1,
-        prefix_cache: PrefixCache | None = None,
+        self, path: Path, preamble: Sequence[Message], schema: dict[str, Any] | None, settings: AnswererSettings
     ) -> None:
-        self.model = LlamaModel(path, gpu_layers)
+        self.model = LlamaModel(path, settings.gpu_layers)
         self.shared = SharedPrompt(self.model, preamble)
+        self._schema = schema
         self._grammar = Grammar(self.model, schema) if schema else None
-        self._threads = threads
-        self._prefix_cache = prefix_cache
+        self._settings = settings
 
     def __enter__(self) -> Answerer:
         return self
@@ -118,45 +123,133 @@ class Answerer:
     def close(self) -> None:
         self.model.close()
 
-    def engine(self, slots: int, max_tokens: int, requests: Sequence[Request], jump: bool = True) -> BatchEngine:
-        """An engine with room for as many answers at a time, and for the longest of the requests."""
-        longest = max((len(request.tokens) + request.max_tokens for request in requests), default=0)
-        room = max(longest, slots * (PROMPT + max_tokens))
+    def engine(self, layout: Layout, ahead: Sequence[Request], jump: bool = True) -> BatchEngine:
+        """An engine with room for as many answers at a time, and for the longest of the requests ahead.
+
+        Raises InvalidInput where the model's own context does not hold the longest.
+        """
+        shared = len(self.shared.tokens)
+        longest = max((request.cells for request in ahead), default=1)
+        self._require_room(longest)
+        samples = max((request.sampling.samples for request in ahead), default=1)
+        slots = max(layout.slots, 1)
+        usual = max((request.sampling.max_tokens for request in ahead), default=0) + PROMPT
+        together = max(longest * min(samples, slots), slots * min(usual, longest))
+        settings = EngineSettings(
+            slots=slots,
+            context=shared + (longest if layout.split else together),
+            threads=self._settings.threads,
+            prefix_cache=self._settings.prefix_cache,
+            jump=jump,
+            split=layout.split,
+            flash_attention=flash(self._settings, layout),
+        )
+        return BatchEngine(self.model, settings, self.shared.tokens, self._grammar)
+
+    def request(self, prompt: Prompt, sampling: Sampling) -> Request:
+        """The prompt as the engine takes it. Its own seed comes from the run's seed and its id."""
+        shared, tokens = self.shared.split(prompt.messages)
+        seed = (sampling.seed ^ int(prompt.id[:8], 16)) & LARGEST_SEED
+        return Request(prompt.id, shared, tokens, replace(sampling, seed=seed))
+
+    def complete(
+        self, prompts: Iterable[Prompt], sampling: Sampling, slots: int = 0, jump: bool = True
+    ) -> Generator[Completion, None, None]:
+        """Yield the completions of each prompt, in the order they finish; `jump` as in EngineSettings.
+
+        Prompts are taken as there is room for them. `slots` are answered at a time; 0 finds the best number.
+        """
+        requests = (self.request(prompt, sampling) for prompt in prompts)
+        yield from self._run(requests, jump, slots)
+
+    def rank(self, prompts: Iterable[Prompt], trie: AnswerTrie) -> Generator[Ranked, None, None]:
+        """Yield the probability of each answer of a finite set, prompt by prompt, in order."""
+        requests = (self.request(prompt, Sampling(1)) for prompt in prompts)
+        ahead: list[Request] = []
+        while ahead := [*ahead, *islice(requests, AHEAD - len(ahead))]:
+            longest = max(len(request.tokens) for request in ahead)
+            self._require_room(longest + trie.depth)
+            settings = BranchSettings(
+                longest, self._settings.threads, self._settings.prefix_cache, flash(self._settings, Layout(1, False))
+            )
+            source = _WhileItFits(ahead, requests, longest + 1)
+            with BranchEngine(self.model, trie, settings, self.shared.tokens) as engine:
+                yield from engine.run(source)
+            ahead = source.left
+
+    def trie(self, answers: Sequence[str]) -> AnswerTrie:
+        """The answers as the model writes them."""
+        return AnswerTrie([self.model.tokenize(answer, special=False) for answer in answers], self.model.end_of_turn)
+
+    def score(self, examples: Iterable[Example], sampling: Sampling) -> Generator[Completion, None, None]:
+        """Yield each example's answer with the distribution at each of its tokens, the end token's included."""
+        requests = (self._given(example, sampling) for example in examples)
+        yield from self._run(requests, True, SCORED)
+
+    def _given(self, example: Example, sampling: Sampling) -> Request:
+        request = self.request(Prompt(example.id, example.messages[:-1]), sampling)
+        answer = self.model.tokenize(example.messages[-1].content, special=False)
+        return replace(request, given=(*answer, self.model.end_of_turn))
+
+    def _require_room(self, longest: int) -> None:
         needed, limit = len(self.shared.tokens) + longest, self.model.context_limit
         if needed > limit:
             raise InvalidInput(
                 f"{self.model.path}: the longest prompt and its answer need {needed} tokens, the model knows {limit}",
                 "Shorten the prompt or the teacher's guide and examples, or use another model.",
             )
-        context = len(self.shared.tokens) + room
-        settings = EngineSettings(slots, context, self._threads, prefix_cache=self._prefix_cache, jump=jump)
-        return BatchEngine(self.model, settings, self.shared.tokens, self._grammar)
 
-    def request(self, prompt: Prompt, sampling: Sampling) -> Request:
-        """The prompt as the engine takes it. Its own seed comes from the run's seed and its id."""
-        shared, tokens = self.shared.split(prompt.messages)
-        return Request(
-            id=prompt.id,
-            shared=shared,
-            tokens=tokens,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed ^ int(prompt.id[:8], 16),
-        )
+    def _run(self, requests: Iterator[Request], jump: bool, slots: int) -> Generator[Completion, None, None]:
+        ahead: list[Request] = []
+        layout = None
+        while ahead := [*ahead, *islice(requests, AHEAD - len(ahead))]:
+            layout = layout or (Layout(slots, split=False) if slots else self._best_layout(ahead))
+            with self.engine(layout, ahead, jump) as engine:
+                source = _WhileItFits(ahead, requests, engine.room)
+                for answer in engine.run(source):
+                    yield _completion(answer)
+            ahead = source.left
 
-    def complete(
-        self, prompts: Iterable[Prompt], sampling: Sampling, slots: int, jump: bool = True
-    ) -> Generator[Completion, None, None]:
-        """Yield one completion per prompt, in the order they finish; `jump` as in EngineSettings."""
-        requests = [self.request(prompt, sampling) for prompt in prompts]
-        with self.engine(slots, sampling.max_tokens, requests, jump) as engine:
-            for answer in engine.run(requests):
-                yield Completion(
-                    prompt_id=answer.id,
-                    text=answer.text,
-                    finish_reason=answer.finish_reason,
-                    prompt_tokens=answer.prompt_tokens,
-                    completion_tokens=len(answer.tokens),
-                    seconds=answer.seconds,
-                )
+    def _best_layout(self, ahead: Sequence[Request]) -> Layout:
+        own = sum(len(request.tokens) for request in ahead) // len(ahead)
+        work = Work(len(self.shared.tokens), own, ahead[0].sampling.max_tokens, self._grammar is not None)
+        return best_layout(self.model, work, self._settings.threads, self._settings.layouts)
+
+
+class _WhileItFits:
+    """Requests, those looked at already first, until one does not fit; it is then `left`, with what came after."""
+
+    def __init__(self, ahead: Sequence[Request], more: Iterator[Request], room: int) -> None:
+        self._requests = chain(ahead, more)
+        self._room = room
+        self.left: list[Request] = []
+
+    def __iter__(self) -> Iterator[Request]:
+        for request in self._requests:
+            if request.cells > self._room:
+                self.left = [request]
+                return
+            yield request
+
+
+def flash(settings: AnswererSettings, layout: Layout) -> FlashAttention:
+    """Flash attention as asked for; by itself, on where sequences are short and split, or where there is a GPU.
+
+    On CPUs a long shared prefix is read faster without.
+    """
+    if settings.flash_attention == "auto" and not layout.split and not load_llama_cpp().llama_supports_gpu_offload():
+        return "off"
+    return settings.flash_attention
+
+
+def _completion(answer: Answer) -> Completion:
+    return Completion(
+        prompt_id=answer.id,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=len(answer.tokens),
+        seconds=answer.seconds,
+        sample=answer.sample,
+        targets=answer.targets,
+    )

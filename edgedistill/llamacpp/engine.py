@@ -1,34 +1,42 @@
 """Continuous batching over llama.cpp's C API.
 
-One shared prefix (system text, examples) is decoded once and shared by all slots. A slot is refilled the step it frees:
-a new prompt's tokens go into the same batch as the other slots' next tokens. Under a grammar, tokens that can only be
-one are appended in one chunk instead of being decoded one by one.
+One shared prefix (system text, examples) is decoded once and shared by all slots. A slot is refilled when it frees: a
+new prompt's tokens go into the same batch as the other slots' next tokens. Under a grammar, tokens that can only be
+one are appended in one chunk instead of being decoded one by one. Samples of one prompt share its cells. The
+distribution at each token can be kept on the way, and given answers can be scored instead of written.
+
+Where every sequence has cells of its own (`split`), llama.cpp computes sequences of consecutive numbers and equal
+lengths together and all others apart. So the running slots are kept consecutive, and new prompts are decoded a group
+at a time in sequences of their own before they move to a slot.
 """
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgeDistillError, InvalidInput
-from .grammar import Grammar, GrammarState
-from .model import LlamaModel, last_error, load_llama_cpp
-from .prefix import PrefixCache
+from ..errors import InvalidInput
+from ..targets import Capture
+from .context import Context, ContextSettings, FlashAttention
+from .grammar import Grammar
+from .model import LlamaModel
+from .prefix import PREFIX, PrefixCache, decode_prefix
+from .requests import Answer, Request, Slot, longest_first
+from .sampling import choose
 
-__all__ = ["Answer", "BatchEngine", "DecodeBatch", "EngineSettings", "Request"]
+__all__ = ["BatchEngine", "EngineSettings"]
 
-PREFIX = 0  # the sequence that holds the shared prefix; slot i is sequence i + 1
+GROUP = 8  # prompts that are decoded together where sequences have cells of their own
+SHORTEST = 4  # tokens; fewer are not worth a batch of their own
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How the engine runs: `context` is tokens for prefix and all slots together."""
+    """How the engine runs: `context` is tokens for prefix and all slots together, or, split, for each slot."""
 
     slots: int
     context: int
@@ -37,66 +45,42 @@ class EngineSettings:
     prefix_cache: PrefixCache | None = None
     jump: bool = True
     """Append forced tokens in one chunk; off, every token is decoded on its own, as plain servers do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt: how many tokens of the shared prefix it begins with, and its own tokens after these."""
-
-    id: str
-    shared: int
-    tokens: Sequence[int]
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer. Times are seconds since the request's admission, on a monotonic clock."""
-
-    id: str
-    tokens: tuple[int, ...]
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    first_seconds: float
-    seconds: float
-
-
-@dataclass(slots=True)
-class _Slot:
-    request: Request
-    pending: list[int]
-    position: int
-    state: GrammarState | None
-    random: np.random.Generator | None
-    started: float
-    answer: list[int] = field(default_factory=list)
-    first_seconds: float = 0.0
+    split: bool = False
+    flash_attention: FlashAttention = "auto"
 
 
 class BatchEngine:
     """Answers many prompts at once with one model.
 
-    Counters: `decoded_tokens` (rows computed, prefix included), `steps` (calls of llama_decode).
+    Counters: `decoded_tokens` (rows computed, prefix included), `steps` (calls of llama_decode), `idle_rows` (slots
+    that stood empty at a step, while answers were written).
     """
 
     def __init__(
         self, model: LlamaModel, settings: EngineSettings, prefix: Sequence[int] = (), grammar: Grammar | None = None
     ) -> None:
-        self._lib = load_llama_cpp()
         self._model = model
         self._settings = settings
         self._grammar = grammar
         self._prefix = len(prefix)
-        self.decoded_tokens = 0
-        self.steps = 0
-        self._context = self._open_context()
-        self._memory = self._lib.llama_get_memory(self._context)
-        self._batch = DecodeBatch(self._lib, settings.batch_tokens)
-        self._decode_prefix(list(prefix))
+        self._group = min(GROUP, settings.slots) if settings.split else 0
+        self.idle_rows = 0
+        self.slot_steps = 0
+        self._context = Context(
+            model,
+            ContextSettings(
+                cells=settings.context,
+                sequences=settings.slots + 1 + self._group,
+                threads=settings.threads,
+                batch_tokens=settings.batch_tokens,
+                split=settings.split,
+                flash_attention=settings.flash_attention,
+            ),
+        )
+        self._slots: dict[int, Slot] = {}
+        self._free: list[int] = []
+        self._staged = [False] * self._group  # whether a staging sequence still holds the whole prefix
+        decode_prefix(self._context, settings.prefix_cache, prefix)
 
     def __enter__(self) -> BatchEngine:
         return self
@@ -105,208 +89,228 @@ class BatchEngine:
         self.close()
 
     def close(self) -> None:
-        if self._context:
-            self._lib.llama_free(self._context)
-            self._context = None
+        self._context.close()
+
+    @property
+    def decoded_tokens(self) -> int:
+        return self._context.decoded_tokens
+
+    @property
+    def steps(self) -> int:
+        return self._context.steps
 
     @property
     def room(self) -> int:
-        """Tokens that all slots share: the context without the prefix."""
+        """Cells for the largest request: the context without the prefix."""
         return self._settings.context - self._prefix
 
     def run(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """Yield one answer per request, in the order they finish.
+        """Yield one answer per request and sample, in the order they finish.
 
         Raises InvalidInput for a request that does not fit the context, EdgeDistillError where llama.cpp fails.
         """
-        waiting = iter(requests)
+        waiting = longest_first(requests, self._settings.slots)
         following = next(waiting, None)
-        slots: dict[int, _Slot] = {}
-        free = list(range(self._settings.slots, 0, -1))
+        slots = self._slots = {}
+        self._free = list(range(self._settings.slots, 0, -1))
+        for number in self._free:  # what a run that was left in the middle may have kept
+            self._context.cut(number)
         while slots or following is not None:
-            while following is not None and free and self._fits(following, slots):
-                number = free.pop()
-                slots[number] = self._admit(number, following)
+            new: list[int] = []
+            while following is not None and self._has_room(following, len(new)):
+                new.append(self._admit(following))
                 following = next(waiting, None)
-            for number in self._step(slots):
+            if self._settings.split:
+                for start in range(0, len(new), self._group):
+                    self._decode_group(new[start : start + self._group])
+                self._close_ranks()
+            self._step()
+            for number in [number for number, slot in slots.items() if slot.done]:
                 slot = slots.pop(number)
-                self._lib.llama_memory_seq_rm(self._memory, number, -1, -1)
-                free.append(number)
+                self._context.cut(number)
+                self._free.append(number)
                 yield self._answer(slot)
 
-    def _open_context(self) -> Any:
-        settings = self._lib.llama_context_default_params()
-        settings.n_ctx = self._settings.context
-        settings.n_batch = settings.n_ubatch = self._settings.batch_tokens
-        settings.n_seq_max = self._settings.slots + 1
-        settings.kv_unified = True  # copying a sequence then shares its cells: the prefix is really one
-        settings.n_threads = settings.n_threads_batch = self._settings.threads
-        settings.no_perf = True
-        context = self._lib.llama_init_from_model(self._model.handle, settings)
-        if not context:
-            raise EdgeDistillError(
-                f"{self._model.path}: no context of {self._settings.context} tokens ({last_error()})",
-                "Lower teach.slots or max_tokens.",
-            )
-        return context
-
-    def _decode_prefix(self, prefix: list[int]) -> None:
-        cache = self._settings.prefix_cache
-        if cache is not None and cache.restore(self._lib, self._context, prefix):
-            return
-        self._lib.llama_memory_seq_rm(self._memory, PREFIX, -1, -1)  # what a failed restore may have left
-        for start in range(0, len(prefix), self._settings.batch_tokens):
-            self._batch.clear()
-            self._batch.add(prefix[start : start + self._settings.batch_tokens], start, PREFIX, False)
-            self._decode()
-        if cache is not None:
-            cache.keep(self._lib, self._context, prefix)
-
-    def _fits(self, request: Request, slots: dict[int, _Slot]) -> bool:
-        needed = len(request.tokens) + request.max_tokens
-        if needed > self.room:
+    def _has_room(self, request: Request, admitted: int) -> bool:
+        """Whether the request can begin now. Where sequences are split, it waits for others to be decoded with."""
+        samples = request.sampling.samples
+        if request.cells * (1 if self._settings.split else samples) > self.room:
             raise InvalidInput(
-                f"a prompt of {len(request.tokens)} tokens and {request.max_tokens} for its answer do not fit the "
-                f"context of {self.room}: {self._model.text(request.tokens[:24])!r}",
+                f"a prompt of {len(request.tokens)} tokens and {request.cells - len(request.tokens)} for its answer do "
+                f"not fit the context of {self.room}: {self._model.text(request.tokens[:24])!r}",
                 "Shorten the prompt or lower max_tokens.",
             )
-        used = sum(len(slot.request.tokens) + slot.request.max_tokens for slot in slots.values())
-        return used + needed <= self.room
+        if self._settings.split:
+            worth = 1 if admitted or not self._slots else -(-self._group // 2)
+            return len(self._free) >= max(samples, worth)
+        used = sum(slot.request.cells * (1 + len(slot.siblings)) for slot in self._slots.values())
+        return len(self._free) >= samples and used + request.cells * samples <= self.room
 
-    def _admit(self, number: int, request: Request) -> _Slot:
-        self._lib.llama_memory_seq_cp(self._memory, PREFIX, number, 0, request.shared)
-        state = self._grammar.begin() if self._grammar else None
+    def _admit(self, request: Request) -> int:
+        number = self._free.pop()
+        slot = self._slots[number] = self._begin(request)
+        slot.siblings = [self._free.pop() for _ in range(request.sampling.samples - 1)]
+        if not self._settings.split:
+            self._context.copy(PREFIX, number, request.shared)
+        return number
+
+    def _begin(self, request: Request, sample: int = 0) -> Slot:
+        sampling = request.sampling
+        sample += request.first_sample
+        state = self._grammar.begin() if self._grammar and not request.given else None
         forced = state.forced() if state is not None and self._settings.jump else []
-        return _Slot(
+        keep = sampling.capture
+        return Slot(
             request=request,
-            pending=[*request.tokens, *forced],
+            sample=sample,
             position=request.shared,
-            state=state,
-            random=np.random.default_rng(request.seed) if request.temperature > 0 else None,
             started=time.perf_counter(),
-            answer=forced,
+            state=state,
+            capture=Capture(keep, self._model.vocab_size, sampling.seed + sample) if keep else None,
+            random=np.random.default_rng(sampling.seed + sample) if sampling.temperature > 0 else None,
+            pending=[*request.tokens, *forced, *request.given[:-1]],
+            expected=[*forced, *request.given] if keep else [],
+            answer=[*forced],
+            closing=bool(request.given),
         )
 
-    def _step(self, slots: dict[int, _Slot]) -> list[int]:
-        """Decode one batch; return the slots that finished."""
-        self._batch.clear()
-        sampled: dict[int, int] = {}
-        for number, slot in slots.items():
-            chunk = slot.pending[: self._batch.room]
-            if not chunk:
-                continue
-            whole = len(chunk) == len(slot.pending)
-            last = self._batch.add(chunk, slot.position, number, whole)
-            slot.position += len(chunk)
-            del slot.pending[: len(chunk)]
-            if whole:
-                sampled[number] = last
-        self._decode()
-        return [number for number, row in sampled.items() if self._sample(slots[number], row)]
+    def _step(self) -> None:
+        """Decode the next tokens of all slots in one batch."""
+        batch, slots = self._context.batch, self._slots
+        batch.clear()
+        rows = []
+        # the shortest first: whoever is writing goes on, and new prompts take the room that is left
+        order = sorted(slots) if self._settings.split else sorted(slots, key=lambda number: len(slots[number].pending))
+        for number in order:
+            room = 1 if self._settings.split else batch.room
+            if room and not slots[number].done:
+                rows.append((number, *self._add(slots[number], number, room)))
+        if not rows:
+            return
+        self.slot_steps += self._settings.slots
+        self.idle_rows += self._settings.slots - len(rows)
+        self._context.decode()
+        for number, end, wanted in rows:
+            self._read(number, end, wanted)
 
-    def _sample(self, slot: _Slot, row: int) -> bool:
-        """Choose the slot's next token from a row of the batch; True where its answer has ended."""
-        pointer = self._lib.llama_get_logits_ith(self._context, row)
-        logits = np.ctypeslib.as_array(pointer, shape=(self._model.vocab_size,))
-        token = _choose(logits, slot)
+    def _add(self, slot: Slot, sequence: int, room: int) -> tuple[int, int]:
+        """Put the slot's next tokens into the batch; return the row behind them, and how many rows are wanted."""
+        chunk, rest = slot.pending[:room], max(0, len(slot.pending) - room)
+        wanted = max(0, min(len(chunk), slot.wanted - rest))
+        end = self._context.batch.add(chunk, slot.position, sequence, wanted)
+        slot.position += len(chunk)
+        del slot.pending[:room]
+        return end, wanted
+
+    def _read(self, number: int, end: int, wanted: int) -> None:
+        """Take from the wanted rows what they say."""
+        slot = self._slots[number]
+        for row in range(end - wanted, end):
+            logits = self._context.logits(row)
+            if slot.expected and slot.capture is not None:
+                slot.capture.add(slot.expected.pop(0), logits)
+            else:
+                self._choose(slot, logits)
+                for sample, sibling in enumerate(slot.siblings, start=1):
+                    self._fork(number, sample, sibling, logits)
+                slot.siblings = []
+        slot.done = slot.done or (slot.closing and not slot.pending)
+
+    def _fork(self, first: int, sample: int, number: int, logits: NDArray[np.float32]) -> None:
+        """Begin another sample of a prompt that has just been decoded."""
+        parent = self._slots[first]
+        self._context.copy(first, number)
+        slot = self._slots[number] = self._begin(parent.request, sample)
+        if slot.capture is not None and parent.capture is not None:
+            slot.capture = parent.capture.copy()  # of the forced tokens before the first choice
+        slot.started, slot.position, slot.pending, slot.expected = parent.started, parent.position, [], []
+        self._choose(slot, logits)
+
+    def _choose(self, slot: Slot, logits: NDArray[np.float32]) -> None:
+        """Choose the slot's next token."""
+        allowed = slot.state.allowed() if slot.state is not None else None
+        best = choose(logits if allowed is None else logits[allowed], slot.request.sampling, slot.random)
+        token = best if allowed is None else int(allowed[best])
+        if slot.capture is not None:
+            slot.capture.add(token, logits)
         if not slot.first_seconds:
             slot.first_seconds = time.perf_counter() - slot.started
         if self._model.ends(token):
-            return True
-        new = [token]
+            slot.done = True
+            return
+        slot.answer.append(token)
+        slot.pending = [token]
         if slot.state is not None:
             slot.state.accept(token)
             if self._settings.jump:
-                new += slot.state.forced()
-        slot.answer += new
-        slot.pending = new
-        return len(slot.answer) >= slot.request.max_tokens or (slot.state is not None and slot.state.finished)
+                forced = slot.state.forced()
+                slot.answer += forced
+                slot.pending += forced
+                slot.expected = list(forced) if slot.capture is not None else []
+        whole = slot.state is not None and slot.state.finished
+        if whole or len(slot.answer) >= slot.request.sampling.max_tokens:
+            slot.closing = bool(slot.expected)  # the distributions at the last forced tokens are still to come
+            slot.pending.pop()
+            slot.done = not slot.closing
 
-    def _decode(self) -> None:
-        self.decoded_tokens += self._batch.size
-        self.steps += 1
-        code = self._lib.llama_decode(self._context, self._batch.struct)
-        if code != 0:
-            raise EdgeDistillError(
-                f"{self._model.path}: llama_decode ended with {code} ({last_error()})", "Lower teach.slots."
-            )
+    def _decode_group(self, numbers: Sequence[int]) -> None:
+        """Decode new prompts together, in sequences that stand side by side, as far as the shortest goes.
 
-    def _answer(self, slot: _Slot) -> Answer:
-        tokens = slot.answer[: slot.request.max_tokens]
-        whole = len(tokens) == len(slot.answer) and (
-            len(tokens) < slot.request.max_tokens or (slot.state is not None and slot.state.finished)
+        What is left of the longer ones goes along with the other slots, token by token.
+        """
+        slots = [self._slots[number] for number in numbers]
+        stages = [self._settings.slots + 1 + place for place in range(len(numbers))]
+        for stage, slot in zip(stages, slots, strict=True):
+            self._stage(stage, slot.request.shared)
+        while (length := min(len(slot.pending) for slot in slots)) >= SHORTEST:
+            self._context.batch.clear()
+            length = min(length, self._settings.batch_tokens // len(slots))
+            rows = [self._add(slot, stage, length) for stage, slot in zip(stages, slots, strict=True)]
+            self._context.decode()
+            if min(len(slot.pending) for slot in slots) < SHORTEST:
+                break
+        else:
+            rows = []
+        for number, stage, slot in zip(numbers, stages, slots, strict=True):
+            self._context.copy(stage, number)
+            self._context.cut(stage, min(slot.request.shared, self._prefix))
+        for number, (end, wanted) in zip(numbers, rows, strict=False):
+            self._read(number, end, wanted)
+
+    def _stage(self, stage: int, shared: int) -> None:
+        """Make a staging sequence hold the first `shared` tokens of the prefix."""
+        place = stage - self._settings.slots - 1
+        if not self._staged[place]:
+            self._context.cut(stage)
+            self._context.copy(PREFIX, stage)
+        self._context.cut(stage, shared)
+        self._staged[place] = shared == self._prefix
+
+    def _close_ranks(self) -> None:
+        """Move slots down so that those in use are consecutive."""
+        while self._free and self._slots and max(self._slots) > min(self._free):
+            last, first = max(self._slots), min(self._free)
+            self._context.copy(last, first)
+            self._context.cut(last)
+            self._slots[first] = self._slots.pop(last)
+            self._free[self._free.index(first)] = last
+
+    def _answer(self, slot: Slot) -> Answer:
+        request = slot.request
+        tokens = list(request.given) if request.given else slot.answer[: request.sampling.max_tokens]
+        whole = bool(request.given) or (
+            len(tokens) == len(slot.answer)
+            and (len(tokens) < request.sampling.max_tokens or (slot.state is not None and slot.state.finished))
         )
+        cut = len(tokens) if len(slot.answer) > len(tokens) else None
         return Answer(
-            id=slot.request.id,
+            id=request.id,
             tokens=tuple(tokens),
             text=self._model.text(tokens),
             finish_reason="stop" if whole else "length",
-            prompt_tokens=slot.request.shared + len(slot.request.tokens),
+            prompt_tokens=request.shared + len(request.tokens),
             first_seconds=slot.first_seconds,
             seconds=time.perf_counter() - slot.started,
+            sample=slot.sample,
+            targets=slot.capture.encoded(cut) if slot.capture is not None else None,
         )
-
-
-def _choose(logits: NDArray[np.float32], slot: _Slot) -> int:
-    """The next token: the most probable one, or one drawn at the request's temperature from its top-p set."""
-    allowed = slot.state.allowed() if slot.state is not None else None
-    scores = logits if allowed is None else logits[allowed]
-    if slot.random is None:
-        best = int(np.argmax(scores))
-    else:
-        best = _draw(scores / slot.request.temperature, slot.request.top_p, slot.random)
-    return best if allowed is None else int(allowed[best])
-
-
-def _draw(scores: NDArray[np.float32], top_p: float, random: np.random.Generator) -> int:
-    weights = np.exp(scores - scores.max(), dtype=np.float64)
-    order = np.argsort(-weights)
-    cumulated = np.cumsum(weights[order]) / weights.sum()
-    # in the order of the ids, so that two weights that change places by a rounding change no draw
-    kept = np.sort(order[: int(np.searchsorted(cumulated, top_p)) + 1])
-    return int(random.choice(kept, p=weights[kept] / weights[kept].sum()))
-
-
-class DecodeBatch:
-    """A `llama_batch` over numpy arrays, filled by slices instead of attribute by attribute."""
-
-    def __init__(self, lib: Any, capacity: int) -> None:
-        self._token = np.zeros(capacity, dtype=np.int32)
-        self._position = np.zeros(capacity, dtype=np.int32)
-        self._sequence = np.zeros(capacity, dtype=np.int32)
-        self._counts = np.ones(capacity, dtype=np.int32)
-        self._wanted = np.zeros(capacity, dtype=np.int8)
-        starts = self._sequence.ctypes.data + 4 * np.arange(capacity, dtype=np.uint64)
-        self._sequence_pointers = starts.astype(np.uint64)
-        self._capacity = capacity
-        self.size = 0
-        self.struct = lib.llama_batch()
-        for name, array in (
-            ("token", self._token),
-            ("pos", self._position),
-            ("n_seq_id", self._counts),
-            ("seq_id", self._sequence_pointers),
-            ("logits", self._wanted),
-        ):
-            kind = dict(lib.llama_batch._fields_)[name]
-            setattr(self.struct, name, ctypes.cast(array.ctypes.data, kind))
-
-    @property
-    def room(self) -> int:
-        return self._capacity - self.size
-
-    def clear(self) -> None:
-        self.size = 0
-        self._wanted[:] = 0
-
-    def add(self, tokens: Sequence[int], position: int, sequence: int, sample: bool) -> int:
-        """Append tokens of one sequence; return the row of the last one, whose logits are kept if `sample`."""
-        end = self.size + len(tokens)
-        here = slice(self.size, end)
-        self._token[here] = tokens
-        self._position[here] = np.arange(position, position + len(tokens))
-        self._sequence[here] = sequence
-        self._wanted[end - 1] = sample
-        self.size = end
-        self.struct.n_tokens = end
-        return end - 1

@@ -25,11 +25,21 @@ class Grammar:
     """
 
     def __init__(self, model: LlamaModel, schema: dict[str, Any]) -> None:
-        from llguidance import LLMatcher
         from llguidance.llamacpp import lltokenizer_from_vocab
 
-        self._vocab_size = model.vocab_size
-        tokenizer = lltokenizer_from_vocab(model.vocab)
+        self._compile(lltokenizer_from_vocab(model.vocab), model.vocab_size, schema)
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Any, vocab_size: int, schema: dict[str, Any]) -> Grammar:
+        """The same for an llguidance.LLTokenizer; `vocab_size` is how many logits its model gives."""
+        grammar = cls.__new__(cls)
+        grammar._compile(tokenizer, vocab_size, schema)
+        return grammar
+
+    def _compile(self, tokenizer: Any, vocab_size: int, schema: dict[str, Any]) -> None:
+        from llguidance import LLMatcher
+
+        self._vocab_size = vocab_size
         self._start = LLMatcher(tokenizer, _compact(schema))
         if self._start.is_error():
             reason = " ".join(self._start.get_error().split())

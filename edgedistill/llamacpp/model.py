@@ -87,6 +87,13 @@ class LlamaModel:
         """The longest context, in tokens, that the model was trained on."""
         return int(self._lib.llama_model_n_ctx_train(self.handle))
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that one token takes in a context of 16-bit cells."""
+        lib, handle = self._lib, self.handle
+        width = lib.llama_model_n_embd(handle) // max(1, lib.llama_model_n_head(handle))
+        return int(4 * lib.llama_model_n_layer(handle) * lib.llama_model_n_head_kv(handle) * width)
+
     def tokenize(self, text: str, special: bool = True, add_bos: bool = False) -> list[int]:
         """Token ids of a text; with `special`, the names of special tokens stand for these tokens."""
         data = text.encode()
@@ -119,6 +126,12 @@ class LlamaModel:
     def ends(self, token: int) -> bool:
         """Whether the model ends its answer with this token."""
         return bool(self._lib.llama_vocab_is_eog(self.vocab, token))
+
+    @property
+    def end_of_turn(self) -> int:
+        """The token that ends an answer: end of turn where the vocabulary has one, else end of sequence."""
+        turn: int = self._lib.llama_vocab_eot(self.vocab)
+        return turn if turn >= 0 else int(self._lib.llama_vocab_eos(self.vocab))
 
     def metadata(self, key: str) -> str:
         """A value of the file's metadata as text, or ""."""

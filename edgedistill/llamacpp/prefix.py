@@ -17,9 +17,12 @@ from typing import Any
 from ..errors import EdgeDistillError
 from ..records import digest
 from ..run import file_sha256, free_space, write_whole
+from .context import Context
+from .model import load_llama_cpp
 
-__all__ = ["PrefixCache"]
+__all__ = ["PREFIX", "PrefixCache", "decode_prefix"]
 
+PREFIX = 0  # the sequence that holds the shared prefix
 SHORTEST = 256  # tokens; a shorter prefix is decoded about as fast as it is read
 LARGEST_SHARE = 0.1  # of the free disk
 
@@ -32,7 +35,7 @@ class PrefixCache:
     model_sha256: str
     writes: bool = True
 
-    def restore(self, lib: Any, context: Any, tokens: Sequence[int]) -> bool:
+    def restore(self, context: Any, tokens: Sequence[int]) -> bool:
         """Load the prefix into sequence 0; False where no whole state of exactly these tokens is kept."""
         path = self._path(tokens)
         stated = path.with_suffix(".sha256")
@@ -40,11 +43,14 @@ class PrefixCache:
             return False
         found = (ctypes.c_int32 * len(tokens))()
         count = ctypes.c_size_t(0)
-        size = lib.llama_state_seq_load_file(context, os.fsencode(path), 0, found, len(tokens), ctypes.byref(count))
+        size = load_llama_cpp().llama_state_seq_load_file(
+            context, os.fsencode(path), 0, found, len(tokens), ctypes.byref(count)
+        )
         return size > 0 and list(found[: count.value]) == list(tokens)
 
-    def keep(self, lib: Any, context: Any, tokens: Sequence[int]) -> None:
+    def keep(self, context: Any, tokens: Sequence[int]) -> None:
         """Save the prefix of sequence 0, where it is long enough to be worth it and the disk takes it."""
+        lib = load_llama_cpp()
         size = lib.llama_state_seq_get_size(context, 0)
         if not self.writes or len(tokens) < SHORTEST or size > LARGEST_SHARE * free_space(self.folder):
             return
@@ -64,3 +70,17 @@ class PrefixCache:
     def _path(self, tokens: Sequence[int]) -> Path:
         version = metadata.version("llama-cpp-python")
         return self.folder / f"prefix-{digest(self.model_sha256, list(tokens), version)[:24]}.kv"
+
+
+def decode_prefix(context: Context, cache: PrefixCache | None, prefix: Sequence[int]) -> None:
+    """Make sequence 0 of a new context hold the prefix, from the cache where it is kept."""
+    if cache is not None and cache.restore(context.handle, prefix):
+        return
+    context.cut(PREFIX)  # what a failed restore may have left
+    step = context.batch.capacity
+    for start in range(0, len(prefix), step):
+        context.batch.clear()
+        context.batch.add(prefix[start : start + step], start, PREFIX, 0)
+        context.decode()
+    if cache is not None:
+        cache.keep(context.handle, prefix)

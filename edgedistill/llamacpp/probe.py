@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EdgeDistillError
-from .engine import DecodeBatch
+from .context import DecodeBatch
 from .model import LlamaModel, load_llama_cpp
 
 __all__ = ["kl_divergence", "next_token_logits"]
@@ -34,7 +34,7 @@ def next_token_logits(path: Path, rows: Sequence[Sequence[int]], threads: int) -
             for row in rows:
                 lib.llama_memory_clear(lib.llama_get_memory(context), True)
                 batch.clear()
-                last = batch.add(list(row), 0, 0, True)
+                last = batch.add(list(row), 0, 0, 1) - 1
                 if lib.llama_decode(context, batch.struct) != 0:
                     raise EdgeDistillError(f"{path}: llama.cpp cannot decode a probe", "Export again.")
                 pointer = lib.llama_get_logits_ith(context, last)

@@ -106,21 +106,24 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 def main() -> None:
     """Answer the task on standard input, request by request."""
-    from .answer import Answerer, Sampling
+    from .answer import Answerer, AnswererSettings
+    from .layout import Layout
     from .prefix import PrefixCache
+    from .sampling import Sampling
 
     end_with_parent()
     task = json.load(sys.stdin)
     started = time.perf_counter()
     preamble = [Message(**message) for message in task["preamble"]]
     cache = PrefixCache(Path(task["scratch"]), task["sha256"]) if task["scratch"] else None
-    answerer = Answerer(Path(task["model"]), preamble, task["schema"], task["threads"], task["gpu_layers"], cache)
+    settings = AnswererSettings(task["threads"], task["gpu_layers"], prefix_cache=cache)
+    answerer = Answerer(Path(task["model"]), preamble, task["schema"], settings)
     prompts = [Prompt("00000000", tuple(Message(**turn) for turn in turns)) for turns in task["prompts"]]
     sampling = Sampling(task["max_tokens"])
     loaded = time.perf_counter()
     requests = [answerer.request(prompt, sampling) for prompt in prompts]  # to know the longest; part of no figure
     opening = time.perf_counter()
-    with answerer, answerer.engine(1, task["max_tokens"], requests, jump=False) as engine:
+    with answerer, answerer.engine(Layout(1, split=False), requests, jump=False) as engine:
         load_ms = (time.perf_counter() - opening + loaded - started) * 1000
         _tell({"load_ms": round(load_ms, 1), "shared_tokens": len(answerer.shared.tokens)})
         for number, prompt in enumerate(prompts):

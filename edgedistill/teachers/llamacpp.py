@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 
-from ..llamacpp.answer import Answerer, Sampling
+from ..closed import closed_answers
+from ..errors import InvalidInput
+from ..llamacpp.answer import Answerer, AnswererSettings
 from ..llamacpp.prefix import PrefixCache
+from ..llamacpp.sampling import Sampling
+from ..models import cache_root
 from ..recipe import TeachSettings
-from ..records import Completion, Prompt
+from ..records import Completion, Example, Prompt
 from ..run import cores
+from ..targets import CaptureSettings
 from . import TeacherTask
 
 __all__ = ["LlamaTeacher", "load"]
@@ -22,18 +28,73 @@ class LlamaTeacher:
         self._answerer: Answerer | None = None
 
     def complete(self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
-        """Yield one completion per prompt, in the order they finish."""
-        if self._answerer is None:
-            task = self._task
-            cache = PrefixCache(task.scratch, task.sha256)
-            self._answerer = Answerer(task.model, task.preamble, task.schema, cores(), settings.gpu_layers, cache)
-        sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, seed)
-        yield from self._answerer.complete(prompts, sampling, settings.slots)
+        """Yield the completions of each prompt, in the order they finish."""
+        answerer = self._open(settings)
+        answers = closed_answers(self._task.schema) if _may_be_closed(settings) else None
+        if answers is not None and answerer.trie(answers).decodable:
+            yield from _ranked(answerer, prompts, answers)
+            return
+        with closing(answerer.complete(prompts, _sampling(settings, seed), settings.slots)) as completions:
+            yield from completions
+
+    def score(self, examples: Iterable[Example], settings: TeachSettings, seed: int) -> Iterator[Completion]:
+        """Yield each example's answer with the distribution at every token of it."""
+        with closing(self._open(settings).score(examples, _sampling(settings, seed))) as completions:
+            yield from completions
 
     def close(self) -> None:
         if self._answerer is not None:
             self._answerer.close()
             self._answerer = None
+
+    def _open(self, settings: TeachSettings) -> Answerer:
+        if self._answerer is None:
+            task = self._task
+            if task.model is None:
+                raise InvalidInput("the 'llamacpp' teacher needs a GGUF file", "Correct teacher.model.")
+            how = AnswererSettings(
+                threads=cores(),
+                gpu_layers=settings.gpu_layers,
+                flash_attention=settings.flash_attention,
+                prefix_cache=PrefixCache(task.scratch, task.sha256),
+                layouts=cache_root() / "layouts",
+            )
+            self._answerer = Answerer(task.model, task.preamble, task.schema, how)
+        return self._answerer
+
+
+def _may_be_closed(settings: TeachSettings) -> bool:
+    return settings.closed and settings.samples == 1 and settings.targets == "none"
+
+
+def _ranked(answerer: Answerer, prompts: Iterable[Prompt], answers: Sequence[str]) -> Iterator[Completion]:
+    trie = answerer.trie(answers)
+    with closing(answerer.rank(prompts, trie)) as ranking:
+        for ranked in ranking:
+            best = max(range(len(answers)), key=ranked.probabilities.__getitem__)
+            yield Completion(
+                prompt_id=ranked.id,
+                text=answers[best],
+                finish_reason="stop",
+                prompt_tokens=ranked.prompt_tokens,
+                completion_tokens=trie.lengths[best],
+                seconds=ranked.seconds,
+                answers=dict(zip(answers, ranked.probabilities, strict=True)),
+            )
+
+
+def _sampling(settings: TeachSettings, seed: int) -> Sampling:
+    profile, mass, largest = settings.targets, settings.target_mass, settings.target_tokens
+    return Sampling(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=seed,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
+        samples=settings.samples,
+        capture=None if profile == "none" else CaptureSettings(profile, mass, largest, settings.target_draws),
+    )
 
 
 def load(task: TeacherTask) -> LlamaTeacher:

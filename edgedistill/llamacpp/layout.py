@@ -1,0 +1,186 @@
+"""How many answers at a time, in shared or split cells: found by a short measurement, kept per model and machine.
+
+More rows in a step read the weights fewer times, until the arithmetic is the limit; every row also attends over the
+cells in use, which in a shared buffer grow with the slots. Where the best lies depends on kernels, caches and the
+lengths at hand, so it is measured: a few steps of each number of slots, at the depth that the work will have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ..errors import EdgeDistillError
+from ..records import digest
+from ..run import cpu_name, write_whole
+from .context import Context, ContextSettings
+from .model import LlamaModel, load_llama_cpp
+
+__all__ = ["Layout", "Work", "best_layout", "measured_rates"]
+
+COUNTS = (1, 4, 8, 16, 32, 64, 128)
+GAIN = 1.03  # a larger number of slots must be faster than a smaller one by this
+GIVE_UP = 0.9  # of the best rate so far: below it, larger numbers are not tried
+SPLIT_PREFIX = 1024  # tokens; a longer prefix is not copied for every slot
+STEPS = 3
+MEMORY_SHARE = 0.4  # of what is free
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Answers at a time, and whether each has cells of its own."""
+
+    slots: int
+    split: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done: tokens of the shared prefix, of a prompt's own part and of an answer; under a grammar?
+
+    Under a grammar forced tokens come in chunks, which only shared cells take in one batch with the others.
+    """
+
+    shared: int
+    own: int
+    answer: int
+    grammar: bool
+
+    @property
+    def rounded(self) -> Work:
+        """The work in coarse sizes: what is alike shares a measurement."""
+        shared, own, answer = (1 << max(0, n - 1).bit_length() for n in (self.shared, self.own, self.answer))
+        return Work(shared, own, answer, self.grammar)
+
+
+def best_layout(model: LlamaModel, work: Work, threads: int, folder: Path | None) -> Layout:
+    """The layout with the most tokens per second for work like this; measured once a model, machine and library."""
+    kept = folder / f"layout-{_key(model, work, threads)}.json" if folder else None
+    if kept is not None and kept.is_file():
+        try:
+            return Layout(**json.loads(kept.read_text(encoding="utf-8"))["best"])
+        except (OSError, ValueError, KeyError, TypeError):  # it is measured again, that is all
+            pass
+    rates: dict[Layout, float] = {}
+    for split in (False, True) if _may_split(work) else (False,):
+        rates |= {Layout(slots, split): rate for slots, rate in measured_rates(model, work, threads, split).items()}
+    best = fastest(rates)
+    if kept is not None:
+        rows = [{**asdict(layout), "tokens_per_second": round(rate, 2)} for layout, rate in rates.items()]
+        write_whole(kept, json.dumps({"best": asdict(best), "work": asdict(work), "rates": rows}, indent=1).encode())
+    return best
+
+
+def fastest(rates: dict[Layout, float]) -> Layout:
+    """The layout with the highest rate; of those that are hardly slower, the one with the fewest slots.
+
+    >>> fastest({Layout(8, False): 60.0, Layout(16, False): 100.0, Layout(32, False): 101.0})
+    Layout(slots=16, split=False)
+    """
+    limit = max(rates.values()) / GAIN
+    return min((layout for layout, rate in rates.items() if rate >= limit), key=lambda layout: layout.slots)
+
+
+def measured_rates(
+    model: LlamaModel, work: Work, threads: int, split: bool, counts: Sequence[int] = COUNTS
+) -> dict[int, float]:
+    """Tokens per second of writing answers, by the number of slots, at the depth in the middle of an answer."""
+    depth = work.own + work.answer // 2
+    rates: dict[int, float] = {}
+    for slots in counts:
+        if rates and not _fits_memory(model, work, slots, split):
+            break
+        rates[slots] = _rate(model, work, ContextSettings(*_shape(work, slots, split), threads, split=split), depth)
+        if rates[slots] < GIVE_UP * max(rates.values()):
+            break
+    return rates
+
+
+def _shape(work: Work, slots: int, split: bool) -> tuple[int, int]:
+    """Cells and sequences of a context for so many slots."""
+    each = work.own + work.answer
+    return (work.shared + each, slots + 2) if split else (work.shared + (slots + 1) * each, slots + 2)
+
+
+def _rate(model: LlamaModel, work: Work, settings: ContextSettings, depth: int) -> float:
+    """Tokens per second at the depth: the prefix and `depth` tokens are computed once and copied to every slot."""
+    slots = settings.sequences - 2
+    context = Context(model, settings)
+    try:
+        filled = min(work.shared, SPLIT_PREFIX)  # of a longer prefix only the beginning: it costs time, and no order
+        _fill_slots(context, slots, filled, depth)
+        times = []
+        for step in range(STEPS + 1):
+            context.batch.clear()
+            for slot in range(1, slots + 1):
+                context.batch.add([1], filled + depth + step, slot, 1)
+            started = time.perf_counter()
+            context.decode()
+            context.logits(0)
+            times.append(time.perf_counter() - started)
+        return slots / min(times[1:])
+    finally:
+        context.close()
+
+
+def _fill_slots(context: Context, slots: int, shared: int, depth: int) -> None:
+    """Give every slot the prefix and cells of its own, without computing them more than once."""
+    spare = slots + 1
+    if context.settings.split:
+        _fill(context, spare, 0, shared + depth)
+        for slot in range(1, spare):
+            context.copy(spare, slot)
+        return
+    _fill(context, 0, 0, shared)
+    _fill(context, spare, shared, depth)
+    state = _state(context, spare)
+    for slot in range(1, spare):
+        _restore(context, slot, state)
+        context.copy(0, slot)
+
+
+def _fill(context: Context, sequence: int, start: int, count: int) -> None:
+    step = context.batch.capacity
+    for at in range(start, start + count, step):
+        context.batch.clear()
+        context.batch.add([1] * min(step, start + count - at), at, sequence, 0)
+        context.decode()
+
+
+def _state(context: Context, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
+    lib = load_llama_cpp()
+    size = lib.llama_state_seq_get_size(context.handle, sequence)
+    state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
+    if lib.llama_state_seq_get_data(context.handle, state, size, sequence) == 0:
+        raise EdgeDistillError("llama.cpp does not give a sequence's state", "Set teach.slots.")
+    context.cut(sequence)
+    return state
+
+
+def _restore(context: Context, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> None:
+    if load_llama_cpp().llama_state_seq_set_data(context.handle, state, len(state), sequence) == 0:
+        raise EdgeDistillError("llama.cpp does not take a sequence's state", "Set teach.slots.")
+
+
+def _may_split(work: Work) -> bool:
+    return not work.grammar and work.shared <= SPLIT_PREFIX
+
+
+def _fits_memory(model: LlamaModel, work: Work, slots: int, split: bool) -> bool:
+    import psutil
+
+    cells, sequences = _shape(work, slots, split)
+    needed = model.kv_bytes * cells * (sequences if split else 1)
+    return bool(needed < MEMORY_SHARE * psutil.virtual_memory().available)
+
+
+def _key(model: LlamaModel, work: Work, threads: int) -> str:
+    size = model.path.stat().st_size
+    version = metadata.version("llama-cpp-python")
+    named = (model.metadata("general.name"), model.metadata("general.file_type"), size)
+    return digest(named, cpu_name(), threads, version, asdict(work.rounded))[:24]
