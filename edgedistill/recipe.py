@@ -125,6 +125,8 @@ class TeachSettings(Table):
     """Answers to each prompt; more than one needs a temperature. `curate.combine` makes one of them."""
     closed: StrictBool = True
     """Where the schema allows a finite set of answers, keep the probability of each instead of sampling one."""
+    closed_floor: Annotated[StrictFloat, Field(ge=0.0, lt=1.0)] = 0.001
+    """Answers behind a branch less probable than this have equal parts of it; 0 computes every branch."""
     answers: RecipeFile | None = None
     """Chat rows that end with an answer: given answers, taken as they are and, with `targets`, scored."""
     targets: Literal["none", "top_k", "sampled"] = "none"

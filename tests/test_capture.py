@@ -16,7 +16,7 @@ from pico import pico_gguf
 
 from edgedistill.closed import closed_answers
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings
-from edgedistill.llamacpp.branches import AnswerTrie
+from edgedistill.llamacpp.branches import AnswerTrie, follow
 from edgedistill.llamacpp.layout import COUNTS, Layout, Work, best_layout, fastest, measured_rates
 from edgedistill.llamacpp.model import LlamaModel
 from edgedistill.llamacpp.probe import next_token_logits
@@ -187,16 +187,31 @@ def test_many_prompts_are_ranked_in_their_order_whatever_fits_a_batch(bound: Ans
 
 def test_a_trie_computes_only_what_leads_to_a_place_where_answers_part() -> None:
     trie = AnswerTrie([[1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 5, 7, 8]], end=0)
-    assert trie.forced == [1, 2]
-    assert [(row.depth, row.token, row.branches) for row in trie.rows] == [(0, 5, (0,))]
-    assert trie.branches == 1
+    assert trie.forced == (1, 2)
+    assert list(trie.root.children) == [3, 5]
+    assert follow(trie.root.children[3])[1].answer == 0
+    assert list(follow(trie.root.children[5])[1].children) == [6, 7]
     one = AnswerTrie([[4, 5]], end=0)
-    assert (one.forced, one.rows, one.branches) == ([4, 5, 0], [], 1)
+    assert (one.forced, one.root.children) == ((4, 5, 0), {})
+
+
+def test_a_set_of_one_answer_is_certain(bound: Answerer) -> None:
+    assert [one.probabilities for one in bound.rank(PROMPTS, bound.trie(["{}"]))] == [(1.0,)] * len(PROMPTS)
+
+
+def test_a_floor_spreads_what_is_improbable_and_saves_its_branches(bound: Answerer) -> None:
+    answers = closed_answers(SCHEMA) or ()
+    trie = bound.trie(answers)
+    for whole, floored in zip(bound.rank(PROMPTS, trie), bound.rank(PROMPTS, trie, 0.2), strict=True):
+        assert abs(sum(floored.probabilities) - 1) < 1e-9
+        gap = np.abs(np.subtract(whole.probabilities, floored.probabilities))
+        assert gap.max() <= 0.2
+        assert any(gap == 0) or gap.max() < 1e-3 or max(whole.probabilities) < 0.4
 
 
 def test_an_answer_may_begin_another() -> None:
     trie = AnswerTrie([[7], [7, 8]], end=0)
-    assert trie.forced == [7]
+    assert trie.forced == (7,)
     assert sorted(trie.root.children) == [0, 8]
 
 

@@ -162,20 +162,26 @@ class Answerer:
         requests = (self.request(prompt, sampling) for prompt in prompts)
         yield from self._run(requests, jump, slots)
 
-    def rank(self, prompts: Iterable[Prompt], trie: AnswerTrie) -> Generator[Ranked, None, None]:
-        """Yield the probability of each answer of a finite set, prompt by prompt, in order."""
+    def rank(self, prompts: Iterable[Prompt], trie: AnswerTrie, floor: float = 0.0) -> Generator[Ranked, None, None]:
+        """Yield the probability of each answer of a finite set, prompt by prompt, in order.
+
+        Branches less probable than `floor` are not followed: the answers behind one have equal parts of it.
+        """
         requests = (self.request(prompt, Sampling(1)) for prompt in prompts)
         ahead: list[Request] = []
         while ahead := [*ahead, *islice(requests, AHEAD - len(ahead))]:
-            longest = max(len(request.tokens) for request in ahead)
-            self._require_room(longest + trie.depth)
-            settings = BranchSettings(
-                longest, self._settings.threads, self._settings.prefix_cache, flash(self._settings, Layout(1, False))
-            )
-            source = _WhileItFits(ahead, requests, longest + 1)
-            with BranchEngine(self.model, trie, settings, self.shared.tokens) as engine:
+            source = _WhileItFits(ahead, requests, max(request.cells for request in ahead))
+            with self.ranking(trie, ahead, floor) as engine:
                 yield from engine.run(source)
             ahead = source.left
+
+    def ranking(self, trie: AnswerTrie, ahead: Sequence[Request], floor: float = 0.0) -> BranchEngine:
+        """An engine that ranks the answers of a set, with room for the longest of the requests ahead."""
+        longest = max(len(request.tokens) for request in ahead)
+        self._require_room(longest + trie.depth)
+        how = self._settings
+        settings = BranchSettings(longest, how.threads, floor, how.prefix_cache, flash(how, Layout(1, split=False)))
+        return BranchEngine(self.model, trie, settings, self.shared.tokens)
 
     def trie(self, answers: Sequence[str]) -> AnswerTrie:
         """The answers as the model writes them."""

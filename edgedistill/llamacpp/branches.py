@@ -1,14 +1,15 @@
-"""The probability of every answer of a finite set, from one pass over the places where the answers part.
+"""The probability of every answer of a finite set, from the places where the answers part.
 
 The answers' tokens form a trie. Where only one token may follow, nothing is asked; where several may, the model's
 probabilities, made to sum to 1 over these, are the branches' shares. So an answer has exactly the probability with
-which sampling under a grammar of the set would draw it. All branches of a prompt are computed in one batch: a row
-belongs to every branch that passes through it, and the prompt's own rows to all of them.
+which sampling under a grammar of the set would draw it. The branches of many prompts are computed in one batch. A
+branch whose share is below a floor is not followed: the answers behind it have equal parts of it.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,89 +23,49 @@ from .requests import Request
 
 __all__ = ["AnswerTrie", "BranchEngine", "BranchSettings", "Ranked"]
 
-SEQUENCES = 256  # llama.cpp's LLAMA_MAX_SEQ
-BATCH = 2048  # rows of one call: prompts of several requests and their branches
+TOGETHER = 64  # prompts at a time, if they fit a batch; each has a sequence ...
+BRANCHES = 191  # ... and so have the branches that are computed at once: with the prefix, llama.cpp's LLAMA_MAX_SEQ
+BATCH = 2048  # rows of one call
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A token of the trie, and what may follow it."""
+    """A place behind some tokens, and the tokens that may follow."""
 
     children: dict[int, Node] = field(default_factory=dict)
     answer: int = -1
     """The answer that ends here, if one does."""
+
+    def answers(self) -> Iterator[int]:
+        """All answers that end here or further on."""
+        if self.answer >= 0:
+            yield self.answer
+        for child in self.children.values():
+            yield from child.answers()
 
 
 class AnswerTrie:
     """The tokens of all answers, those in common once. `end` is the token behind a whole answer."""
 
     def __init__(self, answers: Sequence[Sequence[int]], end: int) -> None:
-        self.size = len(answers)
         self.lengths = [len(tokens) for tokens in answers]
-        root = Node()
+        start = Node()
         for number, tokens in enumerate(answers):
-            node = root
+            node = start
             for token in (*tokens, end):
                 node = node.children.setdefault(token, Node())
             node.answer = number
-        self.forced: list[int] = []
-        """Tokens that every answer begins with."""
-        while len(root.children) == 1 and root.answer < 0:
-            token, root = next(iter(root.children.items()))
-            self.forced.append(token)
-        self.root = root
-        self.rows = _rows(root)
-        """Rows behind the forced tokens: (row before, token, branches that pass through)."""
-        self.branches = max((max(row.branches) + 1 for row in self.rows), default=1)
-
-    @property
-    def depth(self) -> int:
-        """Tokens to the last place where answers part."""
-        return len(self.forced) + max((row.depth + 1 for row in self.rows), default=0)
-
-    @property
-    def decodable(self) -> bool:
-        """Whether llama.cpp has enough sequences for the branches."""
-        return self.branches < SEQUENCES
+        self.forced, self.root = follow(start)
+        """Tokens that every answer begins with, and the place where the first ones part."""
+        self.depth = max(self.lengths) + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A token that must be computed: its depth behind the root, its node, and the branches that it belongs to."""
-
-    depth: int
-    token: int
-    node: Node
-    branches: tuple[int, ...]
-
-
-def _rows(root: Node) -> list[Row]:
-    """The tokens behind which answers part, and those on the way there, in the order of their branches."""
-    rows: list[Row] = []
-    count = 0
-
-    def walk(node: Node, depth: int) -> tuple[int, ...]:
-        nonlocal count
-        inner = [(token, child) for token, child in node.children.items() if _parts(child)]
-        through: list[int] = []
-        for token, child in inner:
-            place = len(rows)
-            rows.append(Row(depth, token, child, ()))
-            below = walk(child, depth + 1)
-            rows[place] = Row(depth, token, child, below)
-            through += below
-        if not inner:
-            count += 1
-            return (count - 1,)
-        return tuple(through)
-
-    walk(root, 0)
-    return rows
-
-
-def _parts(node: Node) -> bool:
-    """Whether answers part at the node or behind it."""
-    return len(node.children) > 1 or any(map(_parts, node.children.values()))
+def follow(node: Node, tokens: tuple[int, ...] = ()) -> tuple[tuple[int, ...], Node]:
+    """The next place where answers part or one ends, and the tokens on the way there."""
+    while len(node.children) == 1:
+        token, node = next(iter(node.children.items()))
+        tokens = (*tokens, token)
+    return tokens, node
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +84,19 @@ class BranchSettings:
 
     longest: int
     threads: int
+    floor: float = 0.0
     prefix_cache: PrefixCache | None = None
     flash_attention: FlashAttention = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """A place to be computed: whose it is, the tokens that lead there, and its share."""
+
+    owner: int
+    tokens: tuple[int, ...]
+    node: Node
+    share: float
 
 
 class BranchEngine:
@@ -134,15 +106,13 @@ class BranchEngine:
         self, model: LlamaModel, trie: AnswerTrie, settings: BranchSettings, prefix: Sequence[int] = ()
     ) -> None:
         self._trie = trie
-        self._each = len(trie.forced) + len(trie.rows)
-        rows = max(BATCH, settings.longest + self._each)
-        together = min((SEQUENCES - 1) // trie.branches, rows)
-        self._together = max(1, together)
+        self._floor = settings.floor
+        rows = max(BATCH, settings.longest + trie.depth)
         self._context = Context(
             model,
             ContextSettings(
-                cells=len(prefix) + rows + self._each,
-                sequences=1 + self._together * trie.branches,
+                cells=len(prefix) + 2 * rows,  # the prompts of a batch, and a batch of branches behind them
+                sequences=1 + TOGETHER + BRANCHES,
                 threads=settings.threads,
                 batch_tokens=rows,
                 flash_attention=settings.flash_attention,
@@ -167,10 +137,10 @@ class BranchEngine:
         """Yield the answers' probabilities for each request, in order."""
         source = iter(requests)
         held: list[Request] = []
-        while group := [*held, *islice(source, self._together - len(held))]:
+        while group := [*held, *islice(source, TOGETHER - len(held))]:
             fitting, rows = 0, 0
             for request in group:
-                rows += len(request.tokens) + self._each
+                rows += len(request.tokens) + len(self._trie.forced)
                 if fitting and rows > self._context.batch.capacity:
                     break
                 fitting += 1
@@ -179,49 +149,63 @@ class BranchEngine:
 
     def _rank(self, requests: Sequence[Request]) -> Iterator[Ranked]:
         started = time.perf_counter()
+        shares = np.zeros((len(requests), len(self._trie.lengths)))
+        branches: deque[_Branch] = deque()
         self._context.batch.clear()
-        placed = [self._place(number, request) for number, request in enumerate(requests)]
-        self._context.decode()
-        found = [self._probabilities(rows) for rows in placed]
+        ends = [self._place_prompt(owner, request) for owner, request in enumerate(requests)]
+        if self._trie.root.children:
+            self._context.decode()
+            for owner, (row, _) in enumerate(ends):
+                branches += self._part(_Branch(owner, (), self._trie.root, 1.0), row, shares)
+        else:
+            shares[:] = 1.0  # a set of one answer
+        while branches:
+            placed = self._place_branches(branches, [position for _, position in ends])
+            self._context.decode()
+            for branch, row in placed:
+                branches += self._part(branch, row, shares)
+        for sequence in range(1, 1 + TOGETHER + BRANCHES):
+            self._context.cut(sequence)  # a branch holds its prompt's cells too
+        shares /= shares.sum(axis=1, keepdims=True)
         seconds = (time.perf_counter() - started) / len(requests)
-        for number in range(1, 1 + len(requests) * self._trie.branches):
-            self._context.cut(number)
-        for request, probabilities in zip(requests, found, strict=True):
-            yield Ranked(request.id, probabilities, request.shared + len(request.tokens), seconds)
+        for request, probabilities in zip(requests, shares.tolist(), strict=True):
+            yield Ranked(request.id, tuple(probabilities), request.shared + len(request.tokens), seconds)
 
-    def _place(self, number: int, request: Request) -> dict[int, int]:
-        """Put a prompt and all branches behind it into the batch; the row of each node where answers part."""
-        trie, batch = self._trie, self._context.batch
-        first = 1 + number * trie.branches
-        sequences = range(first, first + trie.branches)
-        for sequence in sequences:
-            self._context.copy(PREFIX, sequence, request.shared)
-        root = len(trie.root.children) > 1
-        own = [*request.tokens, *trie.forced]
-        at = request.shared
-        places = {id(trie.root): batch.add(own, at, list(sequences), int(root)) - 1}
-        at += len(own)
-        for row in trie.rows:
-            branches = [first + branch for branch in row.branches]
-            parts = len(row.node.children) > 1
-            places[id(row.node)] = batch.add([row.token], at + row.depth, branches, int(parts)) - 1
-        return places
+    def _place_prompt(self, owner: int, request: Request) -> tuple[int, int]:
+        """Put a prompt and what every answer begins with into the batch; its last row, and the position behind it."""
+        sequence = owner + 1
+        self._context.copy(PREFIX, sequence, request.shared)
+        own = [*request.tokens, *self._trie.forced]
+        end = self._context.batch.add(own, request.shared, sequence, 1)
+        return end - 1, request.shared + len(own)
 
-    def _probabilities(self, places: dict[int, int]) -> tuple[float, ...]:
-        shares = np.zeros(self._trie.size)
+    def _place_branches(self, branches: deque[_Branch], positions: Sequence[int]) -> list[tuple[_Branch, int]]:
+        """Put as many branches as fit into the batch, each in a sequence of its own; each with its last row."""
+        batch, placed = self._context.batch, []
+        batch.clear()
+        for sequence in range(1 + TOGETHER, 1 + TOGETHER + BRANCHES):
+            self._context.cut(sequence)
+            if branches and len(branches[0].tokens) <= batch.room:
+                branch = branches.popleft()
+                self._context.copy(branch.owner + 1, sequence, positions[branch.owner])
+                end = batch.add(branch.tokens, positions[branch.owner], sequence, 1)
+                placed.append((branch, end - 1))
+        return placed
 
-        def spread(node: Node, share: float) -> None:
-            if node.answer >= 0:
-                shares[node.answer] += share
-            if not node.children:
-                return
-            parts = np.ones(1)
-            if len(node.children) > 1:
-                logits = self._context.logits(places[id(node)])[list(node.children)].astype(np.float64)
-                parts = np.exp(logits - logits.max())
-                parts /= parts.sum()
-            for child, part in zip(node.children.values(), parts, strict=True):
-                spread(child, share * float(part))
-
-        spread(self._trie.root, 1.0)
-        return tuple((shares / shares.sum()).tolist())
+    def _part(
+        self, branch: _Branch, row: int, shares: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+    ) -> list[_Branch]:
+        """Give each answer behind a place its share where that is known; return the branches that must be followed."""
+        children = branch.node.children
+        logits = self._context.logits(row)[list(children)].astype(np.float64)
+        parts = np.exp(logits - logits.max())
+        parts *= branch.share / parts.sum()
+        found = []
+        for (token, child), share in zip(children.items(), parts.tolist(), strict=True):
+            tokens, node = follow(child, (*branch.tokens, token))
+            if node.children and share >= self._floor:
+                found.append(_Branch(branch.owner, tokens, node, share))
+            else:
+                behind = list(node.answers())
+                shares[branch.owner, behind] += share / len(behind)
+        return found

@@ -31,8 +31,8 @@ class LlamaTeacher:
         """Yield the completions of each prompt, in the order they finish."""
         answerer = self._open(settings)
         answers = closed_answers(self._task.schema) if _may_be_closed(settings) else None
-        if answers is not None and answerer.trie(answers).decodable:
-            yield from _ranked(answerer, prompts, answers)
+        if answers is not None:
+            yield from _ranked(answerer, prompts, answers, settings.closed_floor)
             return
         with closing(answerer.complete(prompts, _sampling(settings, seed), settings.slots)) as completions:
             yield from completions
@@ -67,9 +67,11 @@ def _may_be_closed(settings: TeachSettings) -> bool:
     return settings.closed and settings.samples == 1 and settings.targets == "none"
 
 
-def _ranked(answerer: Answerer, prompts: Iterable[Prompt], answers: Sequence[str]) -> Iterator[Completion]:
+def _ranked(
+    answerer: Answerer, prompts: Iterable[Prompt], answers: Sequence[str], floor: float
+) -> Iterator[Completion]:
     trie = answerer.trie(answers)
-    with closing(answerer.rank(prompts, trie)) as ranking:
+    with closing(answerer.rank(prompts, trie, floor)) as ranking:
         for ranked in ranking:
             best = max(range(len(answers)), key=ranked.probabilities.__getitem__)
             yield Completion(
