@@ -15,7 +15,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt $(PIP_ARGS) --editable '.[torch,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt $(PIP_ARGS) --editable '.[torch,mlx,dev]'
 	touch $@
 
 demo: $(INSTALLED)

@@ -202,6 +202,22 @@ def package(recipe: Path | None, verify: Path | None, **flags: Any) -> None:
     package_or_verify(recipe, verify, **flags)
 
 
+@cli.command(help=f"{next(s.help for s in STAGES if s.name == 'teach')} One stage of RECIPE.")
+@recipe_argument
+@click.option("--dry-run", is_flag=True, help="Ask 8 rows, throw the answers away, say what all of them will take.")
+@llama_cpp_option
+@run_options
+def teach(recipe: Path, dry_run: bool, **flags: Any) -> None:
+    if dry_run:
+        from .commands.estimate import show_estimate
+
+        show_estimate(recipe, **flags)
+        return
+    from .commands.run import run_stage
+
+    run_stage(recipe, "teach", **flags)
+
+
 def add_stage_command(stage: Stage) -> None:
     @cli.command(name=stage.name, help=f"{stage.help} One stage of RECIPE.")
     @recipe_argument

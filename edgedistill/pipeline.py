@@ -19,14 +19,17 @@ from .report.page import write_report
 from .run import Progress, Run, file_sha256, open_run, orderly_stop, stop_if_asked, write_whole
 from .stages import STAGES, Stage
 from .stages.package import Rejected
+from .teachers.identity import fetch_teacher, identify_teacher
 
 __all__ = ["STAGES", "RunSettings", "load_run", "run_recipe", "run_stages", "stage_keys"]
 
 
 NAMES = tuple(stage.name for stage in STAGES)
 
-# table of the recipe -> the formats in which its model may come, best first
-MODELS: dict[str, tuple[Format, ...]] = {"teacher": ("gguf",), "student": ("hf", "gguf")}
+STUDENT: tuple[Format, ...] = ("hf", "gguf")
+
+# settings that say how a server is reached and what it costs, not what it answers
+REACHED_BY = {"api_key_env", "plain_http", "price_in", "price_out"}
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,26 @@ def stage_keys(recipe: Recipe, run: Run) -> dict[str, str]:
     for stage in STAGES:
         parts: list[Any] = [key]
         for table in stage.reads:
-            parts += [getattr(recipe, table).model_dump(mode="json"), contents(recipe, table)]
-            if table in MODELS:
-                parts.append(identify(recipe.reference(table), MODELS[table], run.offline).sha256)  # type: ignore[arg-type]
+            parts += [settings_of(recipe, table), contents(recipe, table), models_of(recipe, run, table)]
         parts += [contents(recipe, table) for table in stage.files_of]
         key = keys[stage.name] = digest(parts)
     return keys
+
+
+def settings_of(recipe: Recipe, table: str) -> Any:
+    """What a table says about what is made, as JSON."""
+    if table == "teachers":
+        return [teacher.model_dump(mode="json", exclude=REACHED_BY) for teacher in recipe.teachers]
+    return getattr(recipe, table).model_dump(mode="json")
+
+
+def models_of(recipe: Recipe, run: Run, table: str) -> list[str | None]:
+    """The content of each model that a table names, as its sha256; None for one whose content is not known yet."""
+    if table == "teachers":
+        return [identify_teacher(recipe, teacher, run.offline).sha256 for teacher in recipe.teachers]
+    if table == "student":
+        return [identify(recipe.reference("student"), STUDENT, run.offline).sha256]
+    return []
 
 
 def contents(recipe: Recipe, table: str | None) -> dict[str, str]:
@@ -82,12 +99,12 @@ def run_stages(
 
 def fetch_unknown(recipe: Recipe, run: Run, progress: Progress, only: str | None) -> None:
     """Fetch each model whose content is known only once it is here, so that no key changes under way."""
-    for stage in STAGES if only is None else STAGES[: NAMES.index(only) + 1]:
-        for table in stage.reads:
-            if table in MODELS:
-                reference = recipe.reference(table)  # type: ignore[arg-type]
-                if identify(reference, MODELS[table], run.offline).sha256 is None:
-                    fetch(reference, MODELS[table], run.offline, progress)
+    tables = {table for stage in STAGES[: NAMES.index(only or NAMES[-1]) + 1] for table in stage.reads}
+    for teacher in recipe.teachers if "teachers" in tables else ():
+        if identify_teacher(recipe, teacher, run.offline).sha256 is None:
+            fetch_teacher(recipe, teacher, run.offline, progress)
+    if "student" in tables and identify(recipe.reference("student"), STUDENT, run.offline).sha256 is None:
+        fetch(recipe.reference("student"), STUDENT, run.offline, progress)
 
 
 def planned(run: Run, keys: dict[str, str], only: str | None, redo_from: str | None) -> list[tuple[Stage, bool]]:
@@ -148,7 +165,7 @@ def keep_recipe(recipe: Recipe, run: Run) -> None:
     kept = run.path / "recipe" / "this"
     write_whole(kept / "recipe.toml", recipe.path.read_bytes())
     write_whole(run.path / "recipe" / "origin", os.fsencode(recipe.path.parent.resolve()))
-    for table in (None, *TABLES):
+    for table in (None, *TABLES, "teachers"):
         for path in recipe.files(table).values():
             relative = os.path.relpath(path, recipe.path.parent)
             copy = Path(os.path.normpath(kept / relative))

@@ -5,28 +5,36 @@ Each requirement of a stage has a line here. `check` prints them; `run` begins w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from .chat import with_system
-from .errors import InvalidInput, MissingRequirement, Stopped
+from .errors import InvalidInput, MissingRequirement, Stopped, Unsafe
 from .llamacpp.grammar import require_decodable
 from .llamacpp.importer import require_importable
 from .llamacpp.writer import require_writable
-from .models import check_gguf, identify, vet_licence
-from .recipe import Recipe, load_schema
+from .models import Identity, check_gguf, identify, vet_licence
+from .recipe import Recipe, TeacherSettings
 from .records import Example, Message, Prompt, read_prompts
 from .run import Run, free_space
+from .schema import closed_answers, load_schema
 from .stages.bench import timed_prompts
+from .stages.combine import verifier_command
 from .stages.curate import schema_validator
+from .stages.teach import WHOLE
 from .students import require_student
 from .students.encode import Encoder
-from .teachers import preamble, require_teacher
+from .teachers import BACKENDS, preamble, require_teacher
+from .teachers.address import endpoint_of, refuse_address
+from .teachers.identity import TeacherIdentity, identify_teacher
 
 __all__ = ["Finding", "check"]
 
 GIGABYTE = 2**30
+TARGET_BYTES = 48  # of one token's kept distribution
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ def check(recipe: Recipe, run: Run) -> list[Finding]:
 
 
 def _files(recipe: Recipe, run: Run) -> str:
-    tables = (None, "teacher", "prompts", "evaluate")
+    teachers = "teacher" if len(recipe.teachers) == 1 else "teachers"
+    tables = (None, teachers, "prompts", "teach", "evaluate")
     files = {key: path for table in tables for key, path in recipe.files(table).items()}
     for key, path in files.items():
         if not path.is_file():
@@ -62,16 +71,72 @@ def _prompts(recipe: Recipe, run: Run) -> str:
     prompts = read_prompts(recipe.file(recipe.prompts.file))
     if not prompts:
         raise InvalidInput(f"{recipe.file(recipe.prompts.file)}: no prompts", "Write at least one row.")
-    shown = preamble(recipe)
-    return f"{len(prompts)} prompts; the teacher is shown {len(shown) // 2} examples"
+    shown = [str(len(preamble(recipe, teacher)) // 2) for teacher in recipe.teachers]
+    who = "the teacher is shown" if len(shown) == 1 else "the teachers are shown"
+    return f"{len(prompts)} prompts; {who} {' and '.join(shown)} examples"
 
 
 def _schema(recipe: Recipe, run: Run) -> str:
     schema = load_schema(recipe)
     schema_validator(schema)
-    if schema is not None:
-        require_decodable(schema)
-    return recipe.schema_file or "none: answers are free text"
+    if schema is None:
+        return "none: answers are free text"
+    require_decodable(schema)
+    answers = closed_answers(schema)
+    if answers is None:
+        return f"{recipe.schema_file}"
+    found = f"{recipe.schema_file}; closed set of {len(answers)} answers"
+    if recipe.teach.closed and recipe.teach.samples == 1 and recipe.teach.targets == "none":
+        return f"{found}, each with its probability"
+    return f"{found}, of which one is written out"
+
+
+def _several(recipe: Recipe, run: Run) -> str:
+    """How many answers a prompt gets, and what becomes of them."""
+    settings = recipe.curate
+    verified = settings.combine == "best" and settings.verifier is not None
+    command = " ".join(verifier_command(settings, recipe.path.parent)) if verified else ""
+    count = recipe.teach.samples * len(recipe.teachers)
+    if count == 1:
+        return f"one to each prompt{f', if it passes {command}' if verified else ''}"
+    how = {
+        "vote": f"a vote on {'whole answers' if settings.vote_by == 'answer' else 'each field'}"
+        + (f", at least {settings.agreement:g} of the votes" if settings.agreement else ""),
+        "agree": "kept where all are equal",
+        "best": f"the best by {command}" if verified else "the first valid one",
+        "union": "every different one is kept",
+    }
+    of = f" of each of {len(recipe.teachers)} teachers" if len(recipe.teachers) > 1 else ""
+    return f"{recipe.teach.samples}{of} to each prompt; {how[settings.combine]}"
+
+
+def _targets(recipe: Recipe, run: Run) -> str:
+    """Whether every teacher tells the distribution at each token, where it is asked for."""
+    if recipe.teach.targets == "none":
+        return "none"
+    rounded = []
+    for teacher in recipe.teachers:
+        if not BACKENDS[teacher.backend].scores:
+            raise InvalidInput(
+                f"{recipe.path}: teach.targets is '{recipe.teach.targets}', but the '{teacher.backend}' backend does "
+                "not tell the distribution at each token",
+                'Write targets = "none", or choose another backend for this teacher.',
+            )
+        quant = identify_teacher(recipe, teacher, run.offline).quant
+        rounded += [quant] if quant is not None and quant not in WHOLE else []
+    found = f"{recipe.teach.targets}, about {_target_bytes(recipe) / GIGABYTE:.1f} GB"
+    if rounded:
+        found += f"; warning: weights in {' and '.join(rounded)} blur the distribution, 8 bits or more keep it"
+    return found
+
+
+def _target_bytes(recipe: Recipe) -> int:
+    """Bytes of all distributions, if answers are half as long as they may be; none where none are kept."""
+    if recipe.teach.targets == "none":
+        return 0
+    prompts = recipe.file(recipe.prompts.file).read_bytes().count(b"\n") + 1
+    answers = prompts * recipe.teach.samples * len(recipe.teachers)
+    return answers * TARGET_BYTES * recipe.teach.max_tokens // 2
 
 
 def _eval(recipe: Recipe, run: Run) -> str:
@@ -97,38 +162,67 @@ def _expected(recipe: Recipe, prompt: Prompt, is_valid: Callable[[object], bool]
 
 
 def _backends(recipe: Recipe, run: Run) -> str:
-    require_teacher(recipe.teacher)
+    for teacher in recipe.teachers:
+        require_teacher(teacher)
     require_student(recipe.student)
-    return f"teacher {recipe.teacher.backend}, student {recipe.student.backend}"
+    backends = " and ".join(dict.fromkeys(teacher.backend for teacher in recipe.teachers))
+    return f"teacher {backends}, student {recipe.student.backend}"
 
 
 def _licences(recipe: Recipe, run: Run) -> str:
-    teacher = identify(recipe.reference("teacher"), ("gguf",), run.offline)
+    taught = [vet_licence(teacher.licence, "teacher", recipe.accept_license).id for teacher in _teachers(recipe, run)]
     student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
-    vetted = [
-        vet_licence(teacher.licence, "teacher", recipe.accept_license),
-        vet_licence(student.licence, "student", recipe.accept_license),
-    ]
-    return f"teacher {vetted[0].id}, student {vetted[1].id}"
+    learnt = vet_licence(student.licence, "student", recipe.accept_license)
+    return f"teacher {' and '.join(dict.fromkeys(taught))}, student {learnt.id}"
+
+
+def _teachers(recipe: Recipe, run: Run) -> list[TeacherIdentity]:
+    return [identify_teacher(recipe, teacher, run.offline) for teacher in recipe.teachers]
 
 
 def _models(recipe: Recipe, run: Run) -> str:
-    found = []
-    for ref, want in ((recipe.reference("teacher"), ("gguf",)), (recipe.reference("student"), ("hf", "gguf"))):
-        identity = identify(ref, want, run.offline)  # type: ignore[arg-type]
-        if run.offline and not identity.cached:
-            raise MissingRequirement(
-                f"{ref}: not on this machine, and offline", f"Fetch it first: edgedistill fetch {ref}"
-            )
-        if identity.format == "gguf" and identity.source == "local" and identity.path is not None:
-            _template(identity.path)
-        found.append(f"{identity.name} ({identity.source}{'' if identity.cached else ', to be fetched'})")
-    return ", ".join(found)
+    student = recipe.reference("student")
+    found = [
+        _server(teacher, run)
+        if teacher.url is not None
+        else _model(recipe.located(teacher), identify_teacher(recipe, teacher, run.offline), run)
+        for teacher in recipe.teachers
+    ]
+    return ", ".join([*found, _model(student, identify(student, ("hf", "gguf"), run.offline), run)])
+
+
+def _model(ref: str, identity: Identity | TeacherIdentity, run: Run) -> str:
+    if run.offline and not identity.cached:
+        raise MissingRequirement(f"{ref}: not on this machine, and offline", f"Fetch it first: edgedistill fetch {ref}")
+    if identity.path is not None and identity.path.is_file() and identity.source == "local":
+        _template(identity.path)
+    return f"{identity.name} ({identity.source}{'' if identity.cached else ', to be fetched'})"
 
 
 def _template(path: Path) -> None:
     if not check_gguf(path).metadata.get("tokenizer.chat_template"):
         raise InvalidInput(f"{path}: no chat template", "Use an instruct model.")
+
+
+def _server(teacher: TeacherSettings, run: Run) -> str:
+    """Whether a server may be asked, as far as its address tells: nothing is connected to, no name is looked up."""
+    endpoint = endpoint_of(teacher)
+    is_here = endpoint.host == "localhost"
+    try:
+        is_here = is_here or ip_address(endpoint.host).is_loopback
+        refuse_address(endpoint, "127.0.0.1" if is_here else endpoint.host)
+    except ValueError:  # a name: what it stands for is looked at when it is connected to
+        if endpoint.scheme == "http" and not endpoint.plain_http:
+            raise Unsafe(
+                f"teacher.url: plain http to {endpoint.host} would send prompts and key in the clear",
+                "Write https, or set teacher.plain_http = true in a network you trust.",
+            ) from None
+    if run.offline and not is_here:
+        raise MissingRequirement(
+            f"{endpoint.url}: not this machine, and offline", "Leave --offline out, or name a server on this machine."
+        )
+    key = f"key from {teacher.api_key_env}" if os.environ.get(teacher.api_key_env) else "no key"
+    return f"{teacher.model} (at {endpoint.url}, {key})"
 
 
 def _student(recipe: Recipe, run: Run) -> str:
@@ -166,31 +260,35 @@ def _memory(recipe: Recipe, run: Run) -> str:
 
 def estimated_memory(recipe: Recipe, run: Run) -> int:
     """Bytes at the peak: teacher and student are never in memory together, so the larger of the two."""
-    teacher, student = _sizes(recipe, run)
+    student, teachers = _student_size(recipe, run), [_size(teacher) for teacher in _teachers(recipe, run)]
     # float32 weights, and for full fine-tuning gradients and two moments besides
     copies = 4 if recipe.train.method == "full" else 1
-    return max(int(teacher * 1.3), 2 * student * copies) + GIGABYTE
+    return max(*(int(size * 1.3) for size in teachers), 2 * student * copies) + GIGABYTE
 
 
 def estimated_disk(recipe: Recipe, run: Run) -> int:
     """Bytes that the run folder and the caches will still grow by, at most."""
-    teacher, student = _sizes(recipe, run)
-    cached = [
-        identify(recipe.reference("teacher"), ("gguf",), run.offline).cached,
-        identify(recipe.reference("student"), ("hf", "gguf"), run.offline).cached,
-    ]
-    fetched = sum(2 * size for size, is_there in zip((teacher, student), cached, strict=True) if not is_there)
+    student, teachers = _student_size(recipe, run), _teachers(recipe, run)
+    is_there = identify(recipe.reference("student"), ("hf", "gguf"), run.offline).cached
+    fetched = sum(2 * _size(teacher) for teacher in teachers if not teacher.cached) + (0 if is_there else 2 * student)
     full = 12 * student if recipe.train.method == "full" else 0
     there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
-    return max(0, fetched + student * (4 + len(recipe.quantize.types)) + full - there)
+    made = student * (4 + len(recipe.quantize.types)) + full + _target_bytes(recipe)
+    return max(0, fetched + made - there)
 
 
-def _sizes(recipe: Recipe, run: Run) -> tuple[int, int]:
-    """Bytes of the teacher's file and of the student's weights at 16 bits."""
-    teacher = identify(recipe.reference("teacher"), ("gguf",), run.offline).size_bytes or GIGABYTE
+def _size(teacher: TeacherIdentity) -> int:
+    """Bytes of a teacher's weights on this machine."""
+    if teacher.source.startswith("server:"):
+        return 0
+    return teacher.size_bytes or GIGABYTE
+
+
+def _student_size(recipe: Recipe, run: Run) -> int:
+    """Bytes of the student's weights at 16 bits."""
     student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
     size = student.size_bytes or GIGABYTE
-    return teacher, 3 * size if student.format == "gguf" else size
+    return 3 * size if student.format == "gguf" else size
 
 
 def _disk(recipe: Recipe, run: Run) -> str:
@@ -209,6 +307,8 @@ REQUIREMENTS: dict[str, Requirement] = {
     "schema": _schema,
     "eval set": _eval,
     "backends": _backends,
+    "answers": _several,
+    "targets": _targets,
     "models": _models,
     "student": _student,
     "licences": _licences,

@@ -6,8 +6,6 @@ the only source of settings; the flags of a command say where and how to run. Fi
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -42,7 +40,6 @@ __all__ = [
     "TeacherSettings",
     "TrainSettings",
     "load_recipe",
-    "load_schema",
 ]
 
 FILE = "a file of the recipe"
@@ -379,27 +376,6 @@ def load_recipe(path: Path, origin: Path | None = None) -> Recipe:
     object.__setattr__(recipe, "_path", path)
     object.__setattr__(recipe, "_origin", origin)
     return recipe
-
-
-def load_schema(recipe: Recipe) -> dict[str, Any] | None:
-    """The recipe's JSON Schema, or None where it has none.
-
-    Raises InvalidInput where the file is no schema, or refers to another file or address.
-    """
-    if recipe.schema_file is None:
-        return None
-    path = recipe.file(recipe.schema_file)
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", "Check schema_file in the recipe.") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path}: not JSON ({error})", "Mend the file.") from error
-    if not isinstance(schema, dict):
-        raise InvalidInput(f"{path}: a schema must be a JSON object", "Mend the file.")
-    if re.search(r'"\$(ref|dynamicRef)":\s*"[^#]', json.dumps(schema)):
-        raise InvalidInput(f"{path}: refers to another file or address", "Write the schema into this one file.")
-    return schema
 
 
 def _nested_metadata(annotation: Any) -> tuple[Any, ...]:

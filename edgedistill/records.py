@@ -20,10 +20,16 @@ __all__ = [
     "Completion",
     "Example",
     "Message",
+    "Place",
     "Prompt",
     "common_length",
     "digest",
+    "iter_prompts",
     "json_lines",
+    "messages_of",
+    "placed_lines",
+    "placed_prompts",
+    "prompt_id",
     "read_prompts",
     "read_rows",
 ]
@@ -50,6 +56,7 @@ FILE_TYPES = {
 }
 ROLES = ("system", "user", "assistant", "tool")
 ROW_KEYS = {"messages", "expected", "tags", "must_pass", "tools", "_ed"}
+CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +118,21 @@ class Example:
         return {"messages": [m.as_dict() for m in self.messages], "_ed": {"id": self.id}}
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one is in a file of lines: bytes and lines that lie before."""
+
+    offset: int = 0
+    line: int = 0
+
+
 def digest(*parts: Any) -> str:
     """A sha256, in hex, of JSON-able values.
 
     >>> digest("a", 1)[:8]
     '135f17a4'
     """
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(CANONICAL.encode(parts).encode()).hexdigest()
 
 
 def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -136,27 +150,43 @@ def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
+def placed_lines(path: Path, start: Place = Place()) -> Iterator[tuple[Place, bytes]]:
+    """Each line of a file with the place behind it, from `start` on, read as it is needed.
+
+    Raises InvalidInput where the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(start.offset)
+            offset = start.offset
+            for number, line in enumerate(file, start=start.line + 1):
+                offset += len(line)
+                yield Place(offset, number), line
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}", "Check the path in the recipe.") from error
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each line of a JSONL file; blank lines are skipped.
 
     Raises InvalidInput with file and line for anything that is not a JSON object in strict UTF-8.
     """
+    for place, line in placed_lines(path):
+        if line.strip():
+            yield place.line, row_of(f"{path}:{place.line}", line)
+
+
+def row_of(where: str, line: bytes) -> dict[str, Any]:
+    """The object of a line, or InvalidInput that says where and what."""
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", "Check the path in the recipe.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-            if b"\\u" in line:
-                json.dumps(row, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{path}:{number}: not a line of JSON ({error})", "Mend or remove that line.") from error
-        if not isinstance(row, dict):
-            raise InvalidInput(f"{path}:{number}: a row must be a JSON object", 'Write {"messages": [...]}.')
-        yield number, row
+        row = json.loads(line.decode("utf-8"))
+        if b"\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where}: not a line of JSON ({error})", "Mend or remove that line.") from error
+    if not isinstance(row, dict):
+        raise InvalidInput(f"{where}: a row must be a JSON object", 'Write {"messages": [...]}.')
+    return row
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -164,7 +194,24 @@ def read_prompts(path: Path) -> list[Prompt]:
 
     Raises InvalidInput with file and line where a row is not of the form.
     """
-    return [_prompt(f"{path}:{number}", row) for number, row in read_rows(path)]
+    return list(iter_prompts(path))
+
+
+def iter_prompts(path: Path) -> Iterator[Prompt]:
+    """The prompts of a JSONL file of chat rows, read as they are needed: there may be very many.
+
+    Raises InvalidInput with file and line where a row is not of the form.
+    """
+    for _, prompt in placed_prompts(path):
+        yield prompt
+
+
+def placed_prompts(path: Path, start: Place = Place()) -> Iterator[tuple[Place, Prompt]]:
+    """As `iter_prompts`, from a place on, each with the place behind it."""
+    for place, line in placed_lines(path, start):
+        if line.strip():
+            where = f"{path}:{place.line}"
+            yield place, _prompt(where, row_of(where, line))
 
 
 def _prompt(where: str, row: dict[str, Any]) -> Prompt:
@@ -182,12 +229,17 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt:
     if row.get("must_pass") and row.get("expected") is None:
         raise InvalidInput(f"{where}: must_pass without an expected answer", "Write the right answer as expected.")
     return Prompt(
-        id=digest([m.as_dict() for m in messages])[:16],
+        id=prompt_id(messages),
         messages=messages,
         expected=row.get("expected"),
         tags=tuple(tags),
         must_pass=row.get("must_pass", False),
     )
+
+
+def prompt_id(messages: Sequence[Message]) -> str:
+    """What a prompt is called: 16 hex digits that its messages alone decide."""
+    return digest([message.as_dict() for message in messages])[:16]
 
 
 def messages_of(where: str, row: dict[str, Any]) -> tuple[Message, ...]:

@@ -14,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 from pico import pico_gguf
 
-from edgedistill.closed import closed_answers
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings
 from edgedistill.llamacpp.branches import AnswerTrie, follow
 from edgedistill.llamacpp.layout import COUNTS, Layout, Work, best_layout, fastest, measured_rates
@@ -22,6 +21,7 @@ from edgedistill.llamacpp.model import LlamaModel
 from edgedistill.llamacpp.probe import next_token_logits
 from edgedistill.llamacpp.sampling import Sampling, choose
 from edgedistill.records import Completion, Example, Message, Prompt
+from edgedistill.schema import closed_answers
 from edgedistill.targets import CaptureSettings, decode
 
 SYSTEM = [Message("system", "You answer in JSON.")]

@@ -16,8 +16,8 @@ from edgedistill.recipe import CurateSettings, Recipe, load_recipe
 from edgedistill.records import Completion, json_lines, read_prompts, read_rows
 from edgedistill.run import Run
 from edgedistill.stages.curate import curate, is_valid_row, reject, repeats, schema_validator
+from edgedistill.stages.keys import row_key
 from edgedistill.stages.prompts import prompts as prompts_stage
-from edgedistill.stages.teach import row_key
 from edgedistill.store import Store
 
 RECIPE = """
@@ -53,7 +53,7 @@ def taught(folder: Path, answers: Answers, evals: tuple[str, ...] = (), share: f
         for prompt in read_prompts(folder / "prompts.jsonl"):
             text, reason = answers[prompt.text]
             store.add(row_key(prompt, "identity"), Completion(prompt.id, text, reason, 1, 1, 0.1))
-    run.finish("teach", "key", {"identity": "identity"}, 1.0)
+    run.finish("teach", "key", {"teachers": [{"identity": "identity"}], "failed": 0}, 1.0)
     return load_recipe(folder), run
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from edgedistill.chat import json_instance
-from edgedistill.recipe import load_recipe, load_schema
+from edgedistill.recipe import load_recipe
 from edgedistill.records import Prompt, read_prompts, read_rows
+from edgedistill.schema import load_schema
 from edgedistill.similarity import jaccard, normalised, shingles
 from edgedistill.stages.curate import schema_validator
 

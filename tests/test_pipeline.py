@@ -200,7 +200,7 @@ def test_progress_counts_the_prompts_and_not_what_else_the_store_holds(copy: Fin
     seen: list[tuple[int, int]] = []
 
     def progress(what: str, done: int, total: int) -> None:
-        if what == "teaching":
+        if what.startswith("teaching"):
             seen.append((done, total))
 
     for stage in ("prompts", "teach"):
@@ -324,7 +324,7 @@ def answered(run: Path) -> dict[str, str]:
 def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(finished: Finished, tmp_path: Path) -> None:
     copy = Finished(finished.recipe, tmp_path / "runs", ())
     source = random.Random(4)
-    for line in ("teaching 7", "teaching 23", "training 3", "training 7", "merging 0", "evaluating student F16 150"):
+    for line in ("teaching 7", "training 3", "training 7", "merging 0", "evaluating student F16 150"):
         killed_at(copy, line, source.uniform(0.0, 0.02))
     ran = run_again(copy)
     assert ran[-1] == "package"
@@ -341,7 +341,7 @@ def test_a_signal_to_stop_leaves_a_run_that_goes_on(finished: Finished, tmp_path
     copy = Finished(finished.recipe, tmp_path / "runs", ())
 
     def progress(what: str, done: int, total: int) -> None:
-        if what == "teaching" and done == 11:
+        if what.startswith("teaching") and done == 11:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped, match="stopped as asked"):

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from edgedistill import recipe as recipe_module
 from edgedistill.errors import InvalidInput
-from edgedistill.recipe import TABLES, Recipe, did_you_mean, load_recipe, load_schema
+from edgedistill.recipe import TABLES, Recipe, did_you_mean, load_recipe
+from edgedistill.schema import load_schema
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SHIPPED = sorted(RECIPES.rglob("recipe.toml"))

@@ -132,6 +132,43 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(tmp_path: Path, stages: int) -
     assert "Inconclusive" in page(found, training_points(run))
 
 
+def test_what_got_no_answer_and_what_is_to_be_known_of_the_answers_is_shown(tmp_path: Path) -> None:
+    recipe, run = fabricated_run(tmp_path)
+    taught = {**SUMMARIES["teach"], "rows": 2446, "failed": 7, "warnings": ["soft targets carry <rounding>"]}
+    run.finish("teach", "key", taught, 1.0)
+    found = document(recipe, run)
+    assert (found["data"]["failed"], found["warnings"]) == (7, taught["warnings"])
+    html = page(found, training_points(run))
+    for words in ("answers to them", "got no answer</td><td></td><td>−7", "soft targets carry &lt;rounding&gt;."):
+        assert words in html, words
+
+
+def test_several_teachers_stand_under_their_names_and_a_size_may_be_unknown(tmp_path: Path) -> None:
+    recipe, run = fabricated_run(tmp_path)
+    first = SUMMARIES["teach"]["teacher"]
+    server = {
+        "name": "big",
+        "sha256": "aa" * 32,
+        "source": "server:https://a.example/v1",
+        "licence": "mit",
+        "quant": None,
+    }
+    run.finish("teach", "key", {"rows": 1230, "teachers": [server, first]}, 1.0)
+    scored, times = evaluation(), bench()
+    for rows in (scored["candidates"], times["candidates"]):
+        rows.append({**rows[0], "name": "teacher 2"})
+        rows[0] |= {"quant": None, "size_bytes": None}
+    (run.folder("evaluate") / "evaluation.json").write_text(json.dumps(scored), encoding="utf-8")
+    (run.folder("bench") / "bench.json").write_text(json.dumps(times), encoding="utf-8")
+    found = document(recipe, run)
+    assert [found["models"][role]["name"] for role in ("teacher", "teacher 2")] == ["big", first["name"]]
+    assert [one["latency_ms"] is not None for one in found["candidates"] if one["kind"] == "teacher"] == [True, True]
+    html = page(found, training_points(run))
+    assert "None" not in html
+    assert "teacher 2 Q4_K_M" in html
+    assert "<td>teacher</td><td>–</td>" in html
+
+
 def test_a_run_without_edge_cases_has_none_in_its_report(tmp_path: Path) -> None:
     recipe, run = fabricated_run(tmp_path)
     data = evaluation()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from edgedistill.chat import json_instance
-from edgedistill.closed import closed_answers
-from edgedistill.recipe import Recipe, load_recipe, load_schema
+from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import Prompt, read_prompts, read_rows
+from edgedistill.schema import closed_answers, load_schema
 from edgedistill.similarity import SimilarTexts, jaccard, normalised, shingles
 from edgedistill.stages.curate import schema_validator
 

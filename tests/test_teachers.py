@@ -6,18 +6,29 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from importlib.util import find_spec
+from itertools import count, islice
+from math import exp
 from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
 
+import numpy as np
 import pytest
 from pico_recipe import SCHEMA, PicoModels, write_pico_recipe
 
 from edgedistill.errors import InvalidInput, MissingRequirement
 from edgedistill.recipe import TeacherSettings, TeachSettings, load_recipe
-from edgedistill.records import Completion, Message, Prompt
-from edgedistill.run import file_sha256
+from edgedistill.records import Completion, Example, Message, Prompt
+from edgedistill.schema import closed_answers
+from edgedistill.targets import Targets, decode
 from edgedistill.teachers import BACKENDS, Teacher, TeacherTask, load_teacher, preamble
 
+LOCAL = [name for name, backend in BACKENDS.items() if backend.formats]
+"""Those that have the weights themselves; a server's teacher has tests of its own."""
+ROUNDING = 0.15  # nats: what the blob rounds away, and what a batch of another shape does to 16-bit arithmetic
 REQUIRED = os.environ.get("EDGEDISTILL_REQUIRE", "").split(",")
 
 
@@ -29,39 +40,71 @@ def required_or_skipped(backend: str, libraries: tuple[str, ...]) -> None:
         pytest.fail(reason) if backend in REQUIRED else pytest.skip(reason)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=LOCAL)
 def backend(request: pytest.FixtureRequest) -> str:
-    libraries = BACKENDS[request.param][0]
-    required_or_skipped(request.param, (libraries,) if isinstance(libraries, str) else tuple(libraries))
+    required_or_skipped(request.param, (BACKENDS[request.param].library,))
     return str(request.param)
 
 
-def teacher_of(backend: str, models: PicoModels, schema: bool = True) -> Teacher:
-    settings = TeacherSettings(backend=backend, model=str(models.teacher))  # type: ignore[arg-type]
-    task = TeacherTask(
-        model=models.teacher,
-        sha256=file_sha256(models.teacher),
-        preamble=(Message("system", "You turn a command into JSON."),),
-        schema=SCHEMA if schema else None,
-        scratch=models.teacher.parent / "scratch",
+@pytest.fixture
+def scoring(backend: str) -> str:
+    if not BACKENDS[backend].scores:
+        pytest.skip(f"'{backend}' tells no distributions")
+    return backend
+
+
+def teacher_of(backend: str, models: PicoModels, schema: dict[str, Any] | None = SCHEMA) -> Teacher:
+    """The backend on one and the same model, in the format that it takes."""
+    folder = models.teacher.with_name(f"{models.teacher.stem}-hf")
+    model = models.teacher if BACKENDS[backend].formats[0] == "gguf" else folder
+    return load_teacher(
+        TeacherTask(
+            model=model,
+            sha256="0" * 64,
+            preamble=(Message("system", "You turn a command into JSON."),),
+            schema=schema,
+            scratch=models.teacher.parent / "scratch",
+            settings=TeacherSettings(backend=backend, model=str(model)),  # type: ignore[arg-type]
+        )
     )
-    return load_teacher(settings, task)
 
 
-def prompts(count: int) -> list[Prompt]:
+def prompt(number: int) -> Prompt:
     texts = ("light on", "", "\nhall off, please", "🚀", "hello " * 30)
-    return [Prompt(f"{number:08x}", (Message("user", f"{texts[number % 5]}{number}"),)) for number in range(count)]
+    return Prompt(f"{number:08x}", (Message("user", f"{texts[number % 5]}{number}"),))
 
 
-def asked(teacher: Teacher, count: int, settings: TeachSettings, seed: int = 0) -> dict[str, Completion]:
-    found = list(teacher.complete(prompts(count), settings, seed))
-    assert sorted(one.prompt_id for one in found) == [prompt.id for prompt in prompts(count)]
+def prompts(number: int) -> list[Prompt]:
+    return list(map(prompt, range(number)))
+
+
+def asked(teacher: Teacher, number: int, settings: TeachSettings, seed: int = 0) -> dict[str, Completion]:
+    found = list(teacher.complete(prompts(number), settings, seed))
+    assert sorted(one.prompt_id for one in found) == [prompt.id for prompt in prompts(number)]
+    assert {one.sample for one in found} <= {0}
     return {one.prompt_id: one for one in found}
 
 
-def test_every_prompt_is_answered_once(backend: str, models: PicoModels) -> None:
+def kept(targets: Targets, position: int) -> dict[int, float]:
+    """The ids that are kept at a position, in order, and their log-probabilities."""
+    here = slice(targets.offsets[position], targets.offsets[position + 1])
+    return dict(zip(targets.ids[here].tolist(), targets.logprobs[here].tolist(), strict=True))
+
+
+def targets_of(completion: Completion) -> Targets:
+    assert completion.targets is not None
+    return decode(completion.targets)
+
+
+def answered_example(of: Completion | str, number: int) -> Example:
+    text = of if isinstance(of, str) else of.text
+    return Example(prompt(number).id, (*prompt(number).messages, Message("assistant", text)))
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_every_prompt_is_answered_once(backend: str, models: PicoModels, closed: bool) -> None:
     teacher = teacher_of(backend, models)
-    for one in asked(teacher, 20, TeachSettings(max_tokens=40, slots=4)).values():
+    for one in asked(teacher, 20, TeachSettings(max_tokens=40, slots=4, closed=closed)).values():
         assert one.finish_reason == "stop"
         assert json.loads(one.text).keys() == {"action", "room"}
         assert one.prompt_tokens > 0
@@ -71,14 +114,14 @@ def test_every_prompt_is_answered_once(backend: str, models: PicoModels) -> None
 
 
 def test_greedy_answers_do_not_depend_on_how_many_are_asked_at_once(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models, schema=False)
+    teacher = teacher_of(backend, models, schema=None)
     alone, together = (asked(teacher, 12, TeachSettings(max_tokens=8, slots=slots)) for slots in (1, 5))
     assert {k: one.text for k, one in alone.items()} == {k: one.text for k, one in together.items()}
     teacher.close()
 
 
 def test_a_seed_repeats_what_was_sampled(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models, schema=False)
+    teacher = teacher_of(backend, models, schema=None)
     settings = TeachSettings(max_tokens=8, slots=4, temperature=1.0)
     one, same, other = ({k: c.text for k, c in asked(teacher, 8, settings, seed).items()} for seed in (1, 1, 2))
     assert one == same
@@ -89,7 +132,7 @@ def test_a_seed_repeats_what_was_sampled(backend: str, models: PicoModels) -> No
 
 def test_an_answer_that_is_cut_off_says_so(backend: str, models: PicoModels) -> None:
     teacher = teacher_of(backend, models)
-    found = asked(teacher, 4, TeachSettings(max_tokens=3, slots=2))
+    found = asked(teacher, 4, TeachSettings(max_tokens=3, slots=2, closed=False))
     assert {one.finish_reason for one in found.values()} == {"length"}
     assert all(one.completion_tokens <= 3 for one in found.values())
     teacher.close()
@@ -108,6 +151,193 @@ def test_a_teacher_can_be_asked_again_and_closed_twice(backend: str, models: Pic
 def test_no_prompts_are_no_answers(backend: str, models: PicoModels) -> None:
     teacher = teacher_of(backend, models)
     assert asked(teacher, 0, TeachSettings()) == {}
+    teacher.close()
+
+
+def test_every_sample_of_every_prompt_is_given_once_and_repeats(backend: str, models: PicoModels) -> None:
+    teacher = teacher_of(backend, models, schema=None)
+    settings = TeachSettings(max_tokens=6, slots=4, temperature=1.0, samples=3)
+    one, same = (
+        {(c.prompt_id, c.sample): c.text for c in teacher.complete(prompts(5), settings, seed=1)} for _ in range(2)
+    )
+    assert sorted(one) == [(prompt.id, sample) for prompt in prompts(5) for sample in range(3)]
+    assert one == same
+    assert len(set(one.values())) > 10, "each sample has a seed of its own"
+    assert len(list(teacher.complete(prompts(5), settings, seed=1))) == 15
+    teacher.close()
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, None], ids=["closed", "open"])
+def test_prompts_are_taken_only_as_there_is_room(backend: str, models: PicoModels, schema: dict[str, Any]) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Prompt]:
+        nonlocal taken
+        for number in count():
+            taken += 1
+            yield prompt(number)
+
+    teacher = teacher_of(backend, models, schema)
+    settings = TeachSettings(max_tokens=4, slots=2)
+    with closing(teacher.complete(endless(), settings, 0)) as completions:  # type: ignore[type-var]
+        assert len({one.prompt_id for one in islice(completions, 5)}) == 5
+    assert taken < 2000
+    assert len(asked(teacher, 3, settings)) == 3, "what was broken off is not in the way"
+    teacher.close()
+
+
+@pytest.mark.parametrize(
+    "narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999999}], ids=["top_k", "top_p", "min_p"]
+)
+def test_the_narrowest_choice_is_the_greedy_one(backend: str, models: PicoModels, narrow: dict[str, Any]) -> None:
+    teacher = teacher_of(backend, models, schema=None)
+    greedy = asked(teacher, 4, TeachSettings(max_tokens=6, slots=4))
+    narrowed = asked(teacher, 4, TeachSettings(max_tokens=6, slots=4, temperature=2.0, **narrow))
+    assert {k: one.text for k, one in narrowed.items()} == {k: one.text for k, one in greedy.items()}
+    teacher.close()
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.2}, {"min_p": 0.5}], ids=["top_k", "top_p", "min_p"])
+def test_only_tokens_that_are_allowed_are_drawn(scoring: str, models: PicoModels, cut: dict[str, Any]) -> None:
+    teacher = teacher_of(scoring, models, schema=None)
+    settings = TeachSettings(
+        max_tokens=12, slots=4, temperature=1.0, targets="top_k", target_mass=1.0, target_tokens=256, **cut
+    )
+    ranks = []
+    for one in asked(teacher, 6, settings).values():
+        targets = targets_of(one)
+        for position, token in enumerate(targets.tokens.tolist()):
+            found = kept(targets, position)
+            likely = list(found.values())
+            rank = list(found).index(token)
+            ranks.append(rank)
+            if "top_k" in cut:
+                assert rank < 3
+            elif "top_p" in cut:
+                assert sum(map(exp, likely[:rank])) < 0.2 * exp(ROUNDING)
+            else:
+                assert likely[rank] > likely[0] + np.log(0.5) - ROUNDING
+    assert max(ranks) > 0, "others than the most probable token are drawn"
+    teacher.close()
+
+
+def test_a_closed_answer_comes_with_the_probability_of_each(backend: str, models: PicoModels) -> None:
+    teacher = teacher_of(backend, models)
+    greedy = asked(teacher, 10, TeachSettings(max_tokens=40, slots=4, closed=False))
+    for key, one in asked(teacher, 10, TeachSettings(max_tokens=40, slots=4)).items():
+        assert one.answers is not None
+        assert set(one.answers) == set(closed_answers(SCHEMA) or ())
+        assert sum(one.answers.values()) == pytest.approx(1)
+        assert one.answers[one.text] == max(one.answers.values()) >= one.answers[greedy[key].text]
+        assert greedy[key].answers is None
+    teacher.close()
+
+
+def test_closed_answers_do_not_depend_on_how_many_are_asked_at_once(backend: str, models: PicoModels) -> None:
+    teacher = teacher_of(backend, models)
+    alone, together = (asked(teacher, 7, TeachSettings(max_tokens=40, slots=slots)) for slots in (1, 5))
+    for key, one in alone.items():
+        assert one.answers == pytest.approx(together[key].answers, abs=0.02)
+    teacher.close()
+
+
+def test_only_one_answer_that_is_allowed_is_certain(backend: str, models: PicoModels) -> None:
+    teacher = teacher_of(backend, models, {"const": {"answer": 42}})
+    (one,) = asked(teacher, 1, TeachSettings(max_tokens=40)).values()
+    assert (one.text, one.answers) == ('{"answer":42}', {'{"answer":42}': 1.0})
+    teacher.close()
+
+
+def test_one_answer_may_begin_another(backend: str, models: PicoModels) -> None:
+    teacher = teacher_of(backend, models, {"enum": [1, 12, 123, 2]})
+    for one in asked(teacher, 3, TeachSettings(max_tokens=40)).values():
+        assert one.answers is not None
+        assert set(one.answers) == {"1", "12", "123", "2"}
+        assert sum(one.answers.values()) == pytest.approx(1)
+        assert min(one.answers.values()) > 0
+    teacher.close()
+
+
+def test_the_probability_of_a_closed_answer_is_the_product_of_its_choices(scoring: str, models: PicoModels) -> None:
+    teacher = teacher_of(scoring, models)
+    settings = TeachSettings(targets="top_k", target_mass=1.0, target_tokens=256, slots=4)
+    examples = [answered_example(f'"{letter}{letter}"', 0) for letter in ascii_lowercase]
+    scored = {one.text[1]: targets_of(one) for one in teacher.score(examples, settings, 0)}
+    teacher.close()
+    token = {letter: int(targets.tokens[1]) for letter, targets in scored.items()}
+
+    def shares(targets: Targets, position: int) -> dict[str, float]:
+        """The first letters that are kept at a position, and their shares of each other's probability."""
+        found = kept(targets, position)
+        weights = {letter: exp(found[number]) for letter, number in token.items() if number in found}
+        first = dict(islice(weights.items(), 3))
+        return {letter: weight / sum(first.values()) for letter, weight in first.items()}
+
+    expected = {
+        f'"{one}{two}"': share * other
+        for one, share in shares(scored["a"], 1).items()
+        for two, other in shares(scored[one], 2).items()
+    }
+    assert len(expected) > 4
+    teacher = teacher_of(scoring, models, {"enum": [json.loads(text) for text in expected]})
+    (answered,) = asked(teacher, 1, TeachSettings(max_tokens=40)).values()
+    assert answered.answers == pytest.approx(expected, rel=0.15)
+    teacher.close()
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, None], ids=["schema", "free"])
+@pytest.mark.parametrize("profile", ["top_k", "sampled"])
+def test_the_distribution_at_each_token_is_kept(
+    scoring: str, models: PicoModels, profile: Any, schema: dict[str, Any] | None
+) -> None:
+    teacher = teacher_of(scoring, models, schema)
+    settings = TeachSettings(max_tokens=32, slots=3, targets=profile, target_tokens=256)
+    for one in asked(teacher, 5, settings).values():
+        targets = targets_of(one)
+        assert targets.profile == profile
+        assert one.answers is None
+        assert len(targets.tokens) - one.completion_tokens == (schema is None and one.finish_reason == "stop")
+        for position, token in enumerate(targets.tokens.tolist()):
+            found = kept(targets, position)
+            assert sum(map(exp, found.values())) + targets.tail[position] == pytest.approx(1, abs=1e-3)
+            if profile == "top_k" and schema is None:
+                assert next(iter(found)) == token, "the greedy token is the most probable one"
+    teacher.close()
+
+
+def test_targets_of_an_answer_that_is_cut_off_end_with_it(scoring: str, models: PicoModels) -> None:
+    teacher = teacher_of(scoring, models)
+    for one in asked(teacher, 4, TeachSettings(max_tokens=5, slots=2, targets="top_k")).values():
+        assert one.finish_reason == "length"
+        assert len(targets_of(one).tokens) == one.completion_tokens == 5
+    teacher.close()
+
+
+def test_a_given_text_scores_as_it_did_when_it_was_written(scoring: str, models: PicoModels) -> None:
+    teacher = teacher_of(scoring, models)
+    settings = TeachSettings(max_tokens=40, slots=3, targets="top_k", target_tokens=256)
+    written = asked(teacher, 7, settings)
+    examples = [answered_example(written[prompt(number).id], number) for number in range(7)]
+    scored = list(teacher.score(iter(examples), settings, 0))
+    assert sorted(one.prompt_id for one in scored) == sorted(written)
+    for one in scored:
+        other = written[one.prompt_id]
+        assert (one.text, one.finish_reason, one.prompt_tokens) == (other.text, "stop", other.prompt_tokens)
+        mine, theirs = targets_of(one), targets_of(other)
+        assert len(mine.tokens) == len(theirs.tokens) + 1, "the token that ends the answer comes on top"
+        assert len(mine.tokens) - one.completion_tokens in (0, 1)
+        assert mine.tokens[:-1].tolist() == theirs.tokens.tolist()
+        for position in range(len(theirs.tokens)):
+            found = kept(mine, position)
+            for token, logprob in kept(theirs, position).items():
+                if logprob > -5:
+                    assert found[token] == pytest.approx(logprob, abs=ROUNDING)
+    teacher.close()
+
+
+def test_nothing_given_is_nothing_scored(scoring: str, models: PicoModels) -> None:
+    teacher = teacher_of(scoring, models)
+    assert list(teacher.score([], TeachSettings(), 0)) == []
     teacher.close()
 
 

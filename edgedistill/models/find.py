@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import InvalidInput, MissingRequirement, Unsafe
-from ..recipe import did_you_mean
+from ..explain import did_you_mean
 from ..records import FILE_TYPES
 from ..run import Progress
 from . import catalogue, hub, intake, packages

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput, MissingRequirement, Stopped, Unsafe
-from ..recipe import did_you_mean
+from ..explain import did_you_mean
 from ..run import Progress, no_room, stop_if_asked, write_whole
 from .content import FOLDER_FILES, PAPERS, file_content, plain_text
 

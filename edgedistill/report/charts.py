@@ -46,8 +46,8 @@ LINE = 6.5  # height of a line of text on the score's axis, in %
 def latency_chart(candidates: Sequence[dict[str, Any]], target: dict[str, Any], chosen: str | None) -> str | None:
     """Score against latency: a bubble for each timed candidate, a line for each that was only scored.
 
-    The bubble's area is the file's size, the bar upwards and downwards the 95 % interval, the bar to the left ends at
-    the median. None where nothing was both scored and timed.
+    The bubble's area is the file's size (the smallest for a server, whose size nobody knows), the bar upwards and
+    downwards the 95 % interval, the bar to the left ends at the median. None where nothing was both scored and timed.
     """
     metric = "exact" if any((one["eval"] or {}).get("exact") is not None for one in candidates) else "agreement"
     scored = [one for one in candidates if one["eval"] and one["eval"][metric] is not None]
@@ -58,9 +58,9 @@ def latency_chart(candidates: Sequence[dict[str, Any]], target: dict[str, Any], 
     def draw(axes: Any) -> None:
         _target_band(axes, bubbles, target["target_ms"])
         _reference_lines(axes, [one for one in scored if one["kind"] == "base"], metric)
-        largest = max(bubble.size_bytes for bubble in bubbles)
+        largest = max(bubble.size_bytes or 1 for bubble in bubbles)
         for bubble, height in zip(bubbles, _spread([bubble.score for bubble in bubbles], LINE), strict=True):
-            _draw_bubble(axes, bubble, LARGEST_BUBBLE * bubble.size_bytes / largest, bubble.name == chosen)
+            _draw_bubble(axes, bubble, LARGEST_BUBBLE * (bubble.size_bytes or 0) / largest, bubble.name == chosen)
             _label(axes, bubble, height)
         axes.set_xlabel(f"end to end, p{target['percentile']} (bar to the left: median), ms")
         axes.set_ylabel("right answers, %" if metric == "exact" else "same answer as the teacher, %")
@@ -130,7 +130,7 @@ class _Bubble:
 
     name: str
     is_teacher: bool
-    size_bytes: int
+    size_bytes: int | None
     latency: float
     median: float
     score: float
@@ -191,7 +191,8 @@ def _draw_bubble(axes: Any, bubble: _Bubble, area: float, is_chosen: bool) -> No
 
 def _label(axes: Any, bubble: _Bubble, height: float) -> None:
     """The name where there is room: students right of their bubble, the teacher well below its own."""
-    text = f"{visible(bubble.name)}, {megabytes(bubble.size_bytes)}: {percent(bubble.score / 100)}"
+    size = f", {megabytes(bubble.size_bytes)}" if bubble.size_bytes else ""
+    text = f"{visible(bubble.name)}{size}: {percent(bubble.score / 100)}"
     side, gap = ("right", 12) if bubble.is_teacher else ("left", 16)
     axes.annotate(
         text,

@@ -51,7 +51,7 @@ def page(document: dict[str, Any], points: Sequence[dict[str, Any]]) -> str:
         document=document,
         charts=charts,
         shown=_named(document, document["best"]),
-        teacher=next((one for one in document["candidates"] if one["kind"] == "teacher"), None),
+        teacher=_teacher(document),
         fields=_fields(document["candidates"]),
         tags=_tags(document),
         waterfall=_waterfall(document["data"]),
@@ -64,6 +64,11 @@ def _named(document: dict[str, Any], name: str | None) -> dict[str, Any] | None:
     return next((one for one in document["candidates"] if one["name"] == name), None)
 
 
+def _teacher(document: dict[str, Any]) -> dict[str, Any] | None:
+    """The first teacher, with which all others are compared."""
+    return next((one for one in document["candidates"] if one["kind"] == "teacher"), None)
+
+
 def _fields(candidates: Sequence[dict[str, Any]]) -> list[str]:
     """Every field of the right answers, in their order."""
     return list(dict.fromkeys(field for one in candidates for field in (one["eval"] or {}).get("fields", {})))
@@ -71,15 +76,12 @@ def _fields(candidates: Sequence[dict[str, Any]]) -> list[str]:
 
 def _tags(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """Set, tag, and how many rows there are and what share is right by candidate's name; hardest for the best first."""
-    best = document["best"]
+    shown = {"teacher": _teacher(document), "best": _named(document, document["best"])}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for one in document["candidates"]:
-        if one["name"] != best and one["kind"] != "teacher":
-            continue
+    for role, one in shown.items():
         for kind in ("edge", "eval"):
-            for tag, counted in ((one[kind] or {}).get("tags") or {}).items():
-                row = rows.setdefault((kind, tag), {"n": counted["n"]})
-                row["teacher" if one["kind"] == "teacher" else "best"] = counted["exact"]
+            for tag, counted in (((one or {}).get(kind) or {}).get("tags") or {}).items():
+                rows.setdefault((kind, tag), {"n": counted["n"]})[role] = counted["exact"]
     ordered = sorted(rows.items(), key=lambda item: (item[0][0], item[1].get("best") or 0.0, item[0][1]))
     return [(kind, tag, row) for (kind, tag), row in ordered]
 
@@ -94,7 +96,10 @@ def _waterfall(data: dict[str, Any]) -> list[dict[str, Any]]:
         if data["repeated"]:
             steps.append({"what": "repeat an earlier prompt", "count": None, "change": -data["repeated"]})
     if data["taught"] is not None:
-        steps.append({"what": "answered by the teacher", "count": data["taught"], "change": None})
+        what = "answered by the teacher" if data["taught"] <= (data["prompts"] or 0) else "answers to them"
+        steps.append({"what": what, "count": data["taught"], "change": None})
+    if data["failed"]:
+        steps.append({"what": "got no answer", "count": None, "change": -data["failed"]})
     for reason, count in sorted(data["rejected"].items(), key=lambda item: (-item[1], item[0])):
         steps.append({"what": f"thrown out: {reason}", "count": None, "change": -count})
     if data["train"] is not None:

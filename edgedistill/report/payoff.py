@@ -22,9 +22,9 @@ class Measured:
     request_ms: float
     """End to end on the small model, median."""
     prompt_tokens: float
-    """Of the user's own prompt, as the teacher counts them."""
+    """Of the user's own prompt, as the teacher counts them; of the whole prompt, where it does not tell them apart."""
     shared_tokens: float
-    """What the teacher is shown before every prompt."""
+    """What the teacher is shown before every prompt, where it tells that apart."""
     completion_tokens: float
     run_hours: float
     machine: str
@@ -59,7 +59,7 @@ def measured(document: dict[str, Any]) -> Measured:
         model=student["name"],
         request_ms=student["latency_ms"]["e2e"]["p50"],
         prompt_tokens=teacher["prompt_tokens_mean"],
-        shared_tokens=teacher["shared_tokens"],
+        shared_tokens=teacher["shared_tokens"] or 0,
         completion_tokens=teacher["completion_tokens_mean"],
         run_hours=sum(stage["seconds"] for stage in document["stages"] if stage["finished"]) / 3600,
         machine=f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores', '?')} cores",
@@ -122,9 +122,13 @@ def _assumptions(run: Measured, prices: Prices) -> list[str]:
         if prices.power_watts
         else "Power costs nothing: no power and kWh price were given."
     )
+    told = (
+        f"{run.shared_tokens:.0f} tokens of instructions and examples, and {run.prompt_tokens:.0f} of the request, all"
+        if run.shared_tokens
+        else f"{run.prompt_tokens:.0f} tokens of instructions, examples and request together,"
+    )
     return [
-        f"The API is asked as the teacher is: {run.shared_tokens:.0f} tokens of instructions and examples, and "
-        f"{run.prompt_tokens:.0f} of the request, all at {prices.api_price_in:g} a million; "
+        f"The API is asked as the teacher is: {told} at {prices.api_price_in:g} a million; "
         f"{run.completion_tokens:.0f} tokens come back at {prices.api_price_out:g} a million.",
         "The API counts tokens as the teacher's tokenizer does and gives no discount for what requests share; the "
         "other break-even takes that part as free.",

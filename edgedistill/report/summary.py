@@ -19,6 +19,7 @@ __all__ = ["document", "judge", "training_points"]
 
 BENCH_KEYS = (
     "latency_ms",
+    "timed",
     "tokens_per_s",
     "prompt_tokens_mean",
     "shared_tokens",
@@ -55,6 +56,7 @@ def document(recipe: Recipe, run: Run) -> dict[str, Any]:
             for name, bars in judgement.bars.items()
         },
         "candidates": candidates,
+        "reference": evaluation.get("reference"),
         "files": {"eval": None, "edge": None, **evaluation.get("files", {})},
         "disagreements": evaluation.get("disagreements", []),
         "target": {"target_ms": list(recipe.bench.target_ms), "percentile": recipe.bench.percentile},
@@ -63,10 +65,11 @@ def document(recipe: Recipe, run: Run) -> dict[str, Any]:
         "versions": last.get("versions", {}),
         "stages": [{key: stage[key] for key in ("name", "finished", "seconds", "finished_at")} for stage in stages],
         "data": _data(run),
+        "warnings": _summary(run, "teach").get("warnings", []),
         "training": _training(run),
         "quality": _read(run, "quantize", "quality.json") or {},
         "parity": _read(run, "export", "parity.json") or {},
-        "models": {"teacher": _teacher(run), "student": _base(run)},
+        "models": {**_teachers(run), "student": _base(run)},
     }
 
 
@@ -94,15 +97,11 @@ def _read(run: Run, stage: str, name: str) -> Any:
 
 
 def _candidates(evaluated: list[dict[str, Any]], timed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Scores and times of each candidate, one row a candidate, in the order of the evaluation.
-
-    The untrained student is not timed, so that kind and quant name a row of both.
-    """
-    times = {(one["kind"], one["quant"]): one for one in timed}
+    """Scores and times of each candidate by its name, one row a candidate, in the order of the evaluation."""
+    times = {one["name"]: one for one in timed}
     rows = []
     for one in evaluated:
-        bench = times.pop((one["kind"], one["quant"]), {}) if one["kind"] != "base" else {}
-        rows.append({"eval": None, "edge": None, **one, **_times(bench)})
+        rows.append({"eval": None, "edge": None, **one, **_times(times.pop(one["name"], {}))})
     for one in times.values():
         identity = {key: one[key] for key in ("name", "kind", "quant", "size_bytes", "sha256")}
         rows.append({**identity, "eval": None, "edge": None, **_times(one)})
@@ -136,6 +135,7 @@ def _data(run: Run) -> dict[str, Any]:
         "repeated": prompts.get("dropped"),
         "prompts": prompts.get("kept", stats.get("prompts")),
         "taught": _summary(run, "teach").get("rows"),
+        "failed": _summary(run, "teach").get("failed", 0),
         "rejected": stats.get("rejected", {}),
         "train": stats.get("train"),
         "valid": stats.get("valid"),
@@ -146,8 +146,12 @@ def _training(run: Run) -> dict[str, Any]:
     return {key: value for key, value in _summary(run, "train").items() if key != "base"}
 
 
-def _teacher(run: Run) -> dict[str, Any]:
-    return _model(_summary(run, "teach").get("teacher") or {}, _packaged(run, "teacher"))
+def _teachers(run: Run) -> dict[str, Any]:
+    """Each teacher by its name among the candidates."""
+    taught = _summary(run, "teach")
+    asked = taught.get("teachers") or [taught.get("teacher") or {}]
+    roles = ["teacher", *(f"teacher {number}" for number in range(2, len(asked) + 1))]
+    return {role: _model(record, _packaged(run, role)) for role, record in zip(roles, asked, strict=True)}
 
 
 def _base(run: Run) -> dict[str, Any]:

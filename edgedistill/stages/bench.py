@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
 from ..llamacpp.timing import TimingTask, measure, percentiles
-from ..recipe import Recipe, load_schema
+from ..recipe import Recipe
 from ..records import Message, Prompt, read_prompts
 from ..run import Progress, Run, cores, file_sha256, machine, stop_if_asked, write_whole
-from .candidates import Candidate, quant_candidates, teacher_candidate
+from ..schema import load_schema
+from .candidates import Candidate, answering, greedy, quant_candidates, teacher_candidates
 
 __all__ = ["bench", "bench_files", "timed_prompts"]
+
+BACKEND_REQUESTS = 20  # of a teacher that is no GGUF: its time is money or patience, and only the median is compared
+THROUGH_BACKEND = f"through the backend, one at a time, on {BACKEND_REQUESTS} prompts"
 
 
 def bench(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `bench.json`."""
-    people = [*quant_candidates(recipe, run), teacher_candidate(recipe, run, progress)]
+    people = [*quant_candidates(recipe, run), *teacher_candidates(recipe, run, progress)]
     result = _measure(recipe, people, run.scratch, progress)
     write_whole(out / "bench.json", json.dumps(result, indent=1).encode())
     return {person["name"]: person["latency_ms"]["e2e"] for person in result["candidates"]}
@@ -73,22 +77,11 @@ def _measure(recipe: Recipe, people: Sequence[Candidate], scratch: Path | None, 
     schema = load_schema(recipe) if recipe.evaluate.constrained else None
     found = []
     for number, person in enumerate(people):
-        task = TimingTask(
-            model=person.path,
-            preamble=person.preamble,
-            schema=schema,
-            prompts=prompts,
-            warmup=settings.warmup,
-            max_tokens=recipe.evaluate.max_tokens,
-            threads=cores(),
-            gpu_layers=recipe.teach.gpu_layers,
-            sha256=person.sha256,
-            scratch=scratch,
-        )
         records = []
-        for record in measure(task):
+        for record in _records(recipe, person, schema, prompts, scratch):
             records.append(record)
-            progress(f"timing {person.name}", number * len(prompts) + len(records), len(people) * len(prompts))
+            done = min(len(records), len(prompts))
+            progress(f"timing {person.name}", number * len(prompts) + done, len(people) * len(prompts))
             stop_if_asked()
         found.append({**person.record(), **_figures(records)})
     return {
@@ -106,18 +99,60 @@ def _measure(recipe: Recipe, people: Sequence[Candidate], scratch: Path | None, 
     }
 
 
+def _records(
+    recipe: Recipe, person: Candidate, schema: dict[str, Any] | None, prompts: Sequence[Prompt], scratch: Path | None
+) -> Iterator[dict[str, Any]]:
+    """A record of the load, one of each request, and a last one, as `timing.measure` yields them."""
+    if person.asked is None:
+        task = TimingTask(
+            model=person.gguf,
+            preamble=person.preamble,
+            schema=schema,
+            prompts=prompts,
+            warmup=recipe.bench.warmup,
+            max_tokens=recipe.evaluate.max_tokens,
+            threads=cores(),
+            gpu_layers=recipe.teach.gpu_layers,
+            sha256=person.sha256,
+            scratch=scratch,
+        )
+        yield from measure(task)
+        return
+    assert scratch is not None
+    yield {"load_ms": None, "shared_tokens": None, "timed": THROUGH_BACKEND}
+    asked = prompts[: recipe.bench.warmup + BACKEND_REQUESTS]
+    counted = {prompt.id for prompt in asked[recipe.bench.warmup :]}
+    # answers are written out even where they are a closed set: that is what the teacher would take in its place
+    settings = greedy(recipe).model_copy(update={"slots": 1, "closed": False})
+    with answering(person.task(schema, scratch), asked, settings, recipe.seed) as answers:
+        for completion in answers:
+            if completion.prompt_id in counted:
+                yield {
+                    "ttft_ms": None,
+                    "e2e_ms": round(completion.seconds * 1000, 3),
+                    "prompt_tokens": completion.prompt_tokens,
+                    "completion_tokens": completion.completion_tokens,
+                }
+    yield {"peak_memory_bytes": None}
+
+
 def _figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of one candidate from its records."""
+    """The figures of one candidate from its records; a backend does not tell when the first token came."""
     load, *requests, last = records
-    ttft, e2e = ([request[name] for request in requests] for name in ("ttft_ms", "e2e_ms"))
-    decoded = sum(max(0, request["completion_tokens"] - 1) for request in requests)
-    decoding = sum(request["e2e_ms"] - request["ttft_ms"] for request in requests) / 1000
+    e2e = percentiles([request["e2e_ms"] for request in requests])
+    ttft: Mapping[str, float | None] = dict.fromkeys(e2e)
+    rate = None
+    if all(request["ttft_ms"] is not None for request in requests):
+        ttft = percentiles([request["ttft_ms"] for request in requests])
+        decoded = sum(max(0, request["completion_tokens"] - 1) for request in requests)
+        decoding = sum(request["e2e_ms"] - request["ttft_ms"] for request in requests) / 1000
+        rate = round(decoded / decoding, 1) if decoding else None
     return {
         **load,
         **last,
         "n": len(requests),
-        "latency_ms": {"ttft": percentiles(ttft), "e2e": percentiles(e2e)},
-        "tokens_per_s": round(decoded / decoding, 1) if decoding else None,
+        "latency_ms": {"ttft": ttft, "e2e": e2e},
+        "tokens_per_s": rate,
         "prompt_tokens_mean": round(sum(request["prompt_tokens"] for request in requests) / len(requests), 1),
         "completion_tokens_mean": round(sum(request["completion_tokens"] for request in requests) / len(requests), 1),
     }

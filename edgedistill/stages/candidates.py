@@ -1,36 +1,51 @@
-"""Who is compared: teacher, untrained student, student and each quant, all as GGUF files."""
+"""Who is compared: the teachers, the untrained student, the student and each quant; all but some teachers are GGUFs."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..chat import with_system
 from ..llamacpp.answer import fits_context
 from ..llamacpp.writer import GgufMetadata
-from ..models import fetch
-from ..recipe import Recipe
-from ..records import Message
+from ..models.content import size_of
+from ..recipe import Recipe, TeacherSettings, TeachSettings
+from ..records import Completion, Message, Prompt
 from ..run import Progress, Run, file_sha256
-from ..teachers import preamble
+from ..teachers import TeacherTask, load_teacher, preamble
+from ..teachers.identity import fetch_teacher
 from .export import F16_NAME, to_gguf
 from .imported import base_folder
 
-__all__ = ["Candidate", "base_candidates", "quant_candidates", "student_candidate", "teacher_candidate"]
+__all__ = [
+    "Candidate",
+    "answering",
+    "base_candidates",
+    "greedy",
+    "quant_candidates",
+    "student_candidate",
+    "teacher_candidates",
+    "teacher_names",
+]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One file, and what it is shown before every prompt."""
+    """One file, folder or server, and what it is shown before every prompt."""
 
     name: str
     kind: Literal["teacher", "base", "student"]
-    quant: str
-    path: Path
+    quant: str | None
+    path: Path | None
+    """None where a server has the weights."""
     sha256: str
     preamble: tuple[Message, ...]
     prompt: Literal["teacher", "student"]
+    asked: TeacherSettings | None = None
+    """How it is asked where it is no GGUF: through the teacher's own backend."""
 
     def record(self) -> dict[str, object]:
         """The candidate as it stands in a report."""
@@ -39,15 +54,59 @@ class Candidate:
             "kind": self.kind,
             "quant": self.quant,
             "prompt": self.prompt,
-            "size_bytes": self.path.stat().st_size,
+            "size_bytes": None if self.path is None else size_of(self.path),
             "sha256": self.sha256,
         }
 
+    @property
+    def gguf(self) -> Path:
+        """The file of a candidate that is a GGUF."""
+        assert self.path is not None
+        return self.path
 
-def teacher_candidate(recipe: Recipe, run: Run, progress: Progress) -> Candidate:
-    weights = fetch(recipe.reference("teacher"), ("gguf",), run.offline, progress)
-    shown = preamble(recipe)
-    return Candidate("teacher", "teacher", weights.quant or "?", weights.path, weights.sha256, shown, "teacher")
+    def task(self, schema: dict[str, Any] | None, scratch: Path) -> TeacherTask:
+        """What the backend is loaded for, where the candidate is no GGUF."""
+        assert self.asked is not None
+        return TeacherTask(self.path, self.sha256, self.preamble, schema, scratch, self.asked)
+
+
+def teacher_candidates(recipe: Recipe, run: Run, progress: Progress) -> list[Candidate]:
+    """Every teacher; the first is the one that the others and the students are compared with."""
+    found = []
+    for teacher, name in zip(recipe.teachers, teacher_names(recipe), strict=True):
+        weights = fetch_teacher(recipe, teacher, run.offline, progress)
+        assert weights.sha256 is not None
+        shown = preamble(recipe, teacher)
+        asked = None if teacher.backend == "llamacpp" else teacher
+        found.append(Candidate(name, "teacher", weights.quant, weights.path, weights.sha256, shown, "teacher", asked))
+    return found
+
+
+def greedy(recipe: Recipe) -> TeachSettings:
+    """How a teacher that is no GGUF answers the eval set: as it teaches, but one most probable answer, no targets."""
+    changes = {"max_tokens": recipe.evaluate.max_tokens, "temperature": 0.0, "samples": 1, "targets": "none"}
+    return recipe.teach.model_copy(update={**changes, "answers": None})
+
+
+@contextmanager
+def answering(
+    task: TeacherTask, prompts: Sequence[Prompt], settings: TeachSettings, seed: int
+) -> Iterator[Iterator[Completion]]:
+    """The completions of a teacher that is loaded for the block, as they finish."""
+    teacher = load_teacher(task)
+    answers: Iterator[Completion] = iter(())
+    try:
+        answers = teacher.complete(prompts, settings, seed)
+        yield answers
+    finally:
+        if isinstance(answers, Generator):
+            answers.close()  # before its weights are
+        teacher.close()
+
+
+def teacher_names(recipe: Recipe) -> list[str]:
+    """The name of each teacher in reports: "teacher", "teacher 2", "teacher 3"."""
+    return ["teacher", *(f"teacher {number}" for number in range(2, len(recipe.teachers) + 1))]
 
 
 def base_candidates(recipe: Recipe, run: Run, out: Path, progress: Progress) -> list[Candidate]:

@@ -5,76 +5,108 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ..chat import json_instance
 from ..errors import InvalidInput
-from ..recipe import CurateSettings, Recipe, load_schema
-from ..records import Completion, Example, Message, Prompt, json_lines, read_prompts
+from ..recipe import CurateSettings, Recipe
+from ..records import Completion, Message, Prompt, iter_prompts, json_lines
 from ..run import Progress, Run, write_whole
-from ..similarity import SimilarTexts
-from .teach import answers
+from ..schema import load_schema
+from ..similarity import SimilarTexts, in_blocks
+from .combine import Answered, combined
+from .prompts import sample_of
+from .streams import rows_file
+from .teach import answers, prompts_file, row_count
 
 __all__ = ["curate", "is_valid_row", "reject", "repeats"]
 
 Validator = Callable[[Any], bool]
+Row = tuple[Prompt, list[Answered]]
 
 
 def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `train.jsonl`, `valid.jsonl`, `rejected.jsonl` (with reasons) and `stats.json`."""
-    prompts = read_prompts(run.folder("prompts") / "prompts.jsonl")
-    screen = _Screen(recipe)
-    kept: list[Example] = []
-    rejected: list[dict[str, Any]] = []
-    for number, (prompt, completion) in enumerate(zip(prompts, answers(run, prompts), strict=True), start=1):
-        example = Example(prompt.id, (*prompt.messages, Message("assistant", completion.text)))
-        reason = screen.reject(prompt, completion)
-        if reason is None:
-            kept.append(example)
-        else:
-            rejected.append({**example.as_row(), "_ed": {"id": prompt.id, **reason}})
-        progress("curating", number, len(prompts))
-    train = [example for example in kept if not is_valid_row(example.id, recipe.curate.valid_share)]
-    valid = [example for example in kept if is_valid_row(example.id, recipe.curate.valid_share)]
-    reasons = Counter(row["_ed"]["reason"] for row in rejected)
-    stats = {"prompts": len(prompts), "train": len(train), "valid": len(valid), "rejected": dict(reasons)}
-    write_whole(out / "train.jsonl", json_lines(example.as_row() for example in train))
-    write_whole(out / "valid.jsonl", json_lines(example.as_row() for example in valid))
-    write_whole(out / "rejected.jsonl", json_lines(rejected))
-    if not train:
+    total = row_count(prompts_file(run))
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    done = 0
+    with ExitStack() as stack:
+        screen = _Screen(recipe, run, out, total, stack)
+        files = {name: stack.enter_context(rows_file(out / f"{name}.jsonl")) for name in ("train", "valid", "rejected")}
+        for block in in_blocks(answers(recipe, run), lambda row: row[0].text):
+            for (prompt, given), verdict in zip(block, screen.judge(block), strict=True):
+                if isinstance(verdict, dict):
+                    text = given[0].completion.text if given else ""
+                    files["rejected"](_row(prompt, text, verdict))
+                    reasons[verdict["reason"]] += 1
+                    continue
+                name = "valid" if is_valid_row(prompt.id, recipe.curate.valid_share) else "train"
+                for one in verdict:
+                    files[name](_row(prompt, one.completion.text, _kept(one.completion)))
+                    counts[name] += 1
+            done += len(block)
+            progress("curating", done, total)
+    stats = {"prompts": done, "train": counts["train"], "valid": counts["valid"], "rejected": dict(reasons)}
+    if not counts["train"]:
         raise InvalidInput("no row is left to learn from", f"Read the reasons in {out / 'rejected.jsonl'}.")
     write_whole(out / "stats.json", json_lines([stats]))
     return stats
 
 
+def _row(prompt: Prompt, answer: str, more: dict[str, Any]) -> dict[str, Any]:
+    turns = (*prompt.messages, Message("assistant", answer))
+    return {"messages": [turn.as_dict() for turn in turns], "_ed": {"id": prompt.id, **more}}
+
+
+def _kept(completion: Completion) -> dict[str, Any]:
+    """What goes along with a row: the probability of each answer, where the set of them is closed."""
+    if completion.answers is None:
+        return {}
+    return {"answers": {answer: round(share, 6) for answer, share in completion.answers.items()}}
+
+
 class _Screen:
     """All rules of a recipe, with what they remember of the rows before."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, run: Run, out: Path, total: int, stack: ExitStack) -> None:
         self._settings = recipe.curate
+        self._folder = recipe.path.parent
         self._is_valid = schema_validator(load_schema(recipe))
-        self._seen = SimilarTexts(recipe.curate.near_duplicate)
-        self._eval = SimilarTexts(recipe.curate.eval_overlap)
+        sample = sample_of(prompts_file(run), total)
+        self._seen = stack.enter_context(SimilarTexts(recipe.curate.near_duplicate, out, sample))
+        self._eval = stack.enter_context(SimilarTexts(recipe.curate.eval_overlap, out, sample))
         for path in recipe.files("evaluate").values():
-            for prompt in read_prompts(path):
-                self._eval.add(prompt.id, prompt.text)
+            for block in in_blocks(iter_prompts(path), lambda prompt: prompt.text):
+                self._eval.add([(prompt.id, prompt.text) for prompt in block])
 
-    def reject(self, prompt: Prompt, completion: Completion) -> dict[str, str] | None:
-        """The reason, and where there is one the id of the row that it repeats; None for a good row."""
-        reason = reject(completion, self._settings, self._is_valid)
-        if reason is not None:
-            return {"reason": reason}
-        for name, twin in (
-            ("overlap with eval", self._eval.exact(prompt.text) or self._eval.near(prompt.text)),
-            ("exact duplicate", self._seen.exact(prompt.text)),
-            ("near duplicate", self._seen.near(prompt.text)),
-        ):
+    def judge(self, rows: Sequence[Row]) -> list[list[Answered] | dict[str, str]]:
+        """For each row what is learnt of it, or the reason why nothing is, with the id of what it repeats."""
+        found: list[list[Answered] | dict[str, str]] = [self._answer(prompt, given) for prompt, given in rows]
+        good = [number for number, verdict in enumerate(found) if isinstance(verdict, list)]
+        for number, twin in zip(good, self._eval.twins([rows[number][0].text for number in good]), strict=True):
             if twin is not None:
-                return {"reason": name, "of": twin}
-        self._seen.add(prompt.id, prompt.text)
-        return None
+                found[number] = {"reason": "overlap with eval", "of": twin.id}
+        good = [number for number in good if isinstance(found[number], list)]
+        named = [(rows[number][0].id, rows[number][0].text) for number in good]
+        for number, twin in zip(good, self._seen.screen(named), strict=True):
+            if twin is not None:
+                reason = "exact duplicate" if twin.is_exact else "near duplicate"
+                found[number] = {"reason": reason, "of": twin.id}
+        return found
+
+    def _answer(self, prompt: Prompt, given: list[Answered]) -> list[Answered] | dict[str, str]:
+        if not given:
+            return {"reason": "no answer"}
+        chosen = combined(prompt, given, self._settings, self._is_valid, self._folder)
+        if isinstance(chosen, str):
+            return {"reason": chosen}
+        reasons = [reject(one.completion, self._settings, self._is_valid) for one in chosen]
+        good = [one for one, reason in zip(chosen, reasons, strict=True) if reason is None]
+        return good or {"reason": next(reason for reason in reasons if reason is not None)}
 
 
 def reject(completion: Completion, settings: CurateSettings, is_valid: Validator | None) -> str | None:
@@ -96,6 +128,8 @@ def reject(completion: Completion, settings: CurateSettings, is_valid: Validator
         return "refusal"
     if repeats(text):
         return "repetition"
+    if completion.answers and max(completion.answers.values()) < settings.confidence:
+        return "low confidence"
     return None
 
 

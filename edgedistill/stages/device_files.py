@@ -14,7 +14,7 @@ from ..models.catalogue import CATALOGUE
 from ..models.licences import LICENCES
 from ..report.wording import megabytes, milliseconds, one_line, plain, score
 
-__all__ = ["Device", "model_card", "modelfile", "serve_script"]
+__all__ = ["Device", "licence_file", "model_card", "modelfile", "serve_script"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,23 @@ class Device:
     stops: tuple[str, ...]
     teacher: Licence
     student: Licence
+    others: tuple[Licence, ...] = ()
+    """Of the teachers after the first."""
+
+    @property
+    def licences(self) -> dict[str, Licence]:
+        """The licence of each model by its role, as the report names it."""
+        more = {f"teacher {number}": licence for number, licence in enumerate(self.others, start=2)}
+        return {"teacher": self.teacher, **more, "student": self.student}
+
+
+def licence_file(role: str) -> str:
+    """The name of a licence's file in the package.
+
+    >>> licence_file("teacher 2")
+    'LICENSE.teacher-2'
+    """
+    return f"LICENSE.{role.replace(' ', '-')}"
 
 
 def modelfile(device: Device, licence_texts: Iterable[str]) -> str:
@@ -84,7 +101,7 @@ def model_card(device: Device, document: dict[str, Any]) -> str:
         f"## Use\n\n{_use(device)}",
         f"## Evaluation\n\n{_evaluation(document)}",
         f"## Latency\n\n{_latency(document)}",
-        f"## Data\n\n{_data(document['data'])}",
+        f"## Data\n\n{_data(document)}",
         f"## Licences\n\n{_licences(device, document)}",
         "## Check\n\n`sha256sum -c SHA256SUMS` compares every file; `edgedistill package --verify .` does so too and "
         "asks the model the prompts in `golden.json`.",
@@ -121,9 +138,10 @@ def _hub_name(base: dict[str, Any]) -> str | None:
 
 
 def _what_it_is(document: dict[str, Any]) -> str:
-    teacher, student = (document["models"][role] for role in ("teacher", "student"))
+    student = document["models"]["student"]
+    teachers = [_teacher(model) for role, model in document["models"].items() if role != "student"]
     text = f"{one_line(document['recipe']['description'])}\n\n" if document["recipe"]["description"] else ""
-    text += f"`{student['name']}`, taught by `{teacher['name']}` (sha256 `{teacher['sha256']}`) for this one task."
+    text += f"`{student['name']}`, taught by {' and '.join(teachers)} for this one task."
     if student["imported_from_quant"]:
         text += (
             f" Its base was only to be had as {student['imported_from_quant']}: the weights that were trained had been "
@@ -133,6 +151,13 @@ def _what_it_is(document: dict[str, Any]) -> str:
         f" Recipe: `recipe.toml`, sha256 `{document['recipe']['sha256']}`.\n\nVerdict: **{document['verdict']}**.\n\n"
     )
     return text + "\n".join(f"- {one_line(reason, 1000)}" for reason in document["reasons"])
+
+
+def _teacher(model: dict[str, Any]) -> str:
+    """Who taught: weights by their sha256; of a server nobody knows what it runs."""
+    if (model["source"] or "").startswith("server:"):
+        return f"what a server calls `{model['name']}`"
+    return f"`{model['name']}` (sha256 `{model['sha256']}`)"
 
 
 def _use(device: Device) -> str:
@@ -189,18 +214,20 @@ def _latency(document: dict[str, Any]) -> str:
     return f"On {where}. {how}.\n\n{table}"
 
 
-def _data(data: dict[str, Any]) -> str:
+def _data(document: dict[str, Any]) -> str:
+    data, teachers = document["data"], len(document["models"]) - 1
+    taught = "the teacher" if teachers == 1 else f"{teachers} teachers"
     thrown = ", ".join(f"{count} for {reason}" for reason, count in data["rejected"].items()) or "none"
     return (
-        f"{data['prompts']} prompts ({data['repeated'] or 0} near-duplicates dropped before), each answered once by "
-        f"the teacher. Thrown out: {thrown}. Left to learn from: {data['train']}; to measure the loss on: "
+        f"{data['prompts']} prompts ({data['repeated'] or 0} near-duplicates dropped before), each answered by "
+        f"{taught}. Thrown out: {thrown}. Left to learn from: {data['train']}; to measure the loss on: "
         f"{data['valid']}."
     )
 
 
 def _licences(device: Device, document: dict[str, Any]) -> str:
     lines = []
-    for role, licence in (("teacher", device.teacher), ("student", device.student)):
+    for role, licence in device.licences.items():
         model = document["models"][role]
-        lines.append(f"- {role} `{model['name']}`: {licence.name} (`LICENSE.{role}`); {licence.conditions}.")
+        lines.append(f"- {role} `{model['name']}`: {licence.name} (`{licence_file(role)}`); {licence.conditions}.")
     return "\n".join(lines) + "\n\nThis is a reminder of what to read, not legal advice."

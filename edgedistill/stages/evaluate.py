@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..llamacpp.answer import Answerer, Sampling
+from ..llamacpp.answer import Answerer, AnswererSettings
 from ..llamacpp.prefix import PrefixCache
-from ..recipe import Recipe, load_schema
-from ..records import Prompt, digest, read_prompts
+from ..llamacpp.sampling import Sampling
+from ..recipe import Recipe
+from ..records import Completion, Prompt, digest, read_prompts
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, write_whole
+from ..schema import load_schema
 from ..store import Store
-from .candidates import Candidate, base_candidates, quant_candidates, student_candidate, teacher_candidate
+from .candidates import (
+    Candidate,
+    answering,
+    base_candidates,
+    greedy,
+    quant_candidates,
+    student_candidate,
+    teacher_candidates,
+)
 from .curate import schema_validator
 from .scoring import equal, score
 
@@ -31,7 +41,7 @@ def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[st
         for name, path in recipe.files("evaluate").items()
     }
     people = [
-        teacher_candidate(recipe, run, progress),
+        *teacher_candidates(recipe, run, progress),
         *base_candidates(recipe, run, out, progress),
         student_candidate(recipe, run),
         *quant_candidates(recipe, run),
@@ -43,8 +53,8 @@ def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[st
 
 
 def evaluate_on(recipe: Recipe, run: Run, path: Path, store: Path, progress: Progress) -> dict[str, Any]:
-    """The teacher and the student's quants on another eval file; the run is not touched."""
-    people = [teacher_candidate(recipe, run, progress), *quant_candidates(recipe, run)]
+    """The teachers and the student's quants on another eval file; the run is not touched."""
+    people = [*teacher_candidates(recipe, run, progress), *quant_candidates(recipe, run)]
     return _compare(recipe, people, {"eval": path}, _Bench(store, run.scratch, False, progress))
 
 
@@ -56,6 +66,11 @@ class _Bench:
     scratch: Path
     writes: bool
     progress: Progress
+
+    @property
+    def room(self) -> Path:
+        """Where a teacher's backend may leave what makes its next start faster."""
+        return self.scratch if self.writes else self.store.parent / "scratch"
 
 
 def _compare(recipe: Recipe, people: Sequence[Candidate], sets: dict[str, Path], place: _Bench) -> dict[str, Any]:
@@ -69,6 +84,7 @@ def _compare(recipe: Recipe, people: Sequence[Candidate], sets: dict[str, Path],
     is_valid = schema_validator(load_schema(recipe))
     reference = answers[people[0].name]
     return {
+        "reference": people[0].name,
         "files": {n: {"name": p.name, "sha256": file_sha256(p), "n": len(prompts[n])} for n, p in sets.items()},
         "candidates": [
             {
@@ -91,25 +107,45 @@ def _answers(
 ) -> dict[str, str]:
     """The candidate's text for each prompt; only those that the store does not hold are asked."""
     store, place = where
-    settings = recipe.evaluate
-    schema = load_schema(recipe) if settings.constrained else None
+    schema = load_schema(recipe) if recipe.evaluate.constrained else None
     shown = [message.as_dict() for message in person.preamble]
-    identity = digest(person.sha256, shown, schema, settings.max_tokens)
+    through = () if person.asked is None else (person.asked.backend, recipe.teach.closed)
+    identity = digest(person.sha256, shown, schema, recipe.evaluate.max_tokens, *through)
     keys = {prompt.id: digest([m.as_dict() for m in prompt.messages], identity) for prompt in prompts}
     todo = [prompt for prompt in prompts if keys[prompt.id] not in store]
     if todo:
-        cache = PrefixCache(place.scratch, person.sha256, place.writes)
-        with Answerer(person.path, person.preamble, schema, cores(), recipe.teach.gpu_layers, cache) as answerer:
-            sampling = Sampling(settings.max_tokens)
-            jump = person.prompt == "teacher"  # the student answers token by token, as it will on the device
-            # closed before the model is: an engine that outlives its weights reads freed memory
-            with closing(answerer.complete(todo, sampling, recipe.teach.slots, jump)) as answers:
-                for number, completion in enumerate(answers, start=1):
-                    store.add(keys[completion.prompt_id], completion)
-                    place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
-                    stop_if_asked()
+        asked = _of_gguf if person.asked is None else _of_backend
+        with asked(recipe, person, schema, todo, place) as answers:
+            for number, completion in enumerate(answers, start=1):
+                store.add(keys[completion.prompt_id], completion)
+                place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
+                stop_if_asked()
     found = {prompt_id: store.get(key) for prompt_id, key in keys.items()}
     return {prompt_id: completion.text for prompt_id, completion in found.items() if completion is not None}
+
+
+@contextmanager
+def _of_gguf(
+    recipe: Recipe, person: Candidate, schema: dict[str, Any] | None, todo: Sequence[Prompt], place: _Bench
+) -> Iterator[Iterator[Completion]]:
+    """The answers of a GGUF, through llama.cpp's batch engine."""
+    cache = PrefixCache(place.scratch, person.sha256, place.writes)
+    how = AnswererSettings(cores(), recipe.teach.gpu_layers, prefix_cache=cache)
+    with Answerer(person.gguf, person.preamble, schema, how) as answerer:
+        sampling = Sampling(recipe.evaluate.max_tokens)
+        jump = person.prompt == "teacher"  # the student answers token by token, as it will on the device
+        # closed before the model is: an engine that outlives its weights reads freed memory
+        with closing(answerer.complete(todo, sampling, recipe.teach.slots, jump)) as answers:
+            yield answers
+
+
+@contextmanager
+def _of_backend(
+    recipe: Recipe, person: Candidate, schema: dict[str, Any] | None, todo: Sequence[Prompt], place: _Bench
+) -> Iterator[Iterator[Completion]]:
+    """The answers of a teacher that is no GGUF, through the backend with which it teaches."""
+    with answering(person.task(schema, place.room), todo, greedy(recipe), recipe.seed) as answers:
+        yield answers
 
 
 class _Part:

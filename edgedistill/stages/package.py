@@ -11,15 +11,18 @@ from typing import Any
 
 from ..chat import with_system
 from ..errors import GateMissed, InvalidInput, Unsafe
-from ..llamacpp.answer import Answerer, Sampling
+from ..llamacpp.answer import Answerer, AnswererSettings
 from ..llamacpp.reader import read_gguf
+from ..llamacpp.sampling import Sampling
 from ..llamacpp.writer import gguf_file_name
 from ..models import Licence, check_gguf, identify, licence_text, vet_licence
-from ..recipe import Recipe, load_schema
+from ..recipe import Recipe
 from ..records import Message, Prompt, digest, messages_of, read_prompts
 from ..report.summary import document
 from ..run import Progress, Run, cores, file_sha256, no_room, stop_if_asked, sync_folder, write_whole
-from .device_files import Device, model_card, modelfile, serve_script
+from ..schema import load_schema
+from ..teachers.identity import identify_teacher
+from .device_files import Device, licence_file, model_card, modelfile, serve_script
 
 __all__ = ["Rejected", "package", "verify"]
 
@@ -70,7 +73,7 @@ def package(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
         "sha256": chosen["sha256"],
         "golden": checked["golden"],
         "verdict": found["verdict"],
-        "licences": {"teacher": device.teacher.id, "student": device.student.id},
+        "licences": {role: licence.id for role, licence in device.licences.items()},
     }
 
 
@@ -99,13 +102,13 @@ def verify(folder: Path) -> dict[str, Any]:
 
 def _device(recipe: Recipe, run: Run, source: Path, quant: str) -> Device:
     """Names, limits and licences of the package."""
-    teacher = identify(recipe.reference("teacher"), ("gguf",), run.offline)
     student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
-    licences = (
-        vet_licence(teacher.licence, "teacher", recipe.accept_license),
-        vet_licence(student.licence, "student", recipe.accept_license),
-    )
-    prefix = max((licence.name_prefix or "" for licence in licences), key=len)
+    taught = [
+        vet_licence(identify_teacher(recipe, one, run.offline).licence, "teacher", recipe.accept_license)
+        for one in recipe.teachers
+    ]
+    learnt = vet_licence(student.licence, "student", recipe.accept_license)
+    prefix = max((licence.name_prefix or "" for licence in (*taught, learnt)), key=len)
     metadata = read_gguf(source).metadata
     size = metadata.get("general.size_label") or "0B"
     base = _named(_without_size(student.name, size), prefix)
@@ -119,8 +122,9 @@ def _device(recipe: Recipe, run: Run, source: Path, quant: str) -> Device:
         context=min(limit, -(-wanted // CONTEXT_STEP) * CONTEXT_STEP),
         max_tokens=recipe.evaluate.max_tokens,
         stops=_stops(metadata),
-        teacher=licences[0],
-        student=licences[1],
+        teacher=taught[0],
+        student=learnt,
+        others=tuple(taught[1:]),
     )
 
 
@@ -178,8 +182,8 @@ def _copy(source: Path, out: Path, sha256: str, progress: Progress) -> None:
 
 def _texts(recipe: Recipe, run: Run, device: Device, found: dict[str, Any]) -> dict[str, str]:
     """The text files of the package by name."""
-    licences = {"LICENSE.teacher": device.teacher, "LICENSE.student": device.student}
-    papers = {name: licence_text(licence.id) for name, licence in licences.items()}
+    licences = device.licences
+    papers = {licence_file(role): licence_text(licence.id) for role, licence in licences.items()}
     papers |= {notice: text for notice, text in map(_notice, licences.values()) if notice}
     texts = {
         **papers,
@@ -249,7 +253,7 @@ def _answers(path: Path, golden: _Golden) -> list[str]:
         Prompt(digest(number, [message.as_dict() for message in messages]), messages[1:])
         for number, messages in enumerate(golden.conversations)
     ]
-    with Answerer(path, golden.conversations[0][:1], golden.schema, cores()) as answerer:
+    with Answerer(path, golden.conversations[0][:1], golden.schema, AnswererSettings(cores())) as answerer:
         done = answerer.complete(prompts, Sampling(golden.max_tokens), slots=1, jump=False)
         found = {completion.prompt_id: completion.text for completion in done}
     return [found[prompt.id] for prompt in prompts]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
-from ..closed import closed_answers
 from ..errors import InvalidInput
 from ..llamacpp.answer import Answerer, AnswererSettings
 from ..llamacpp.prefix import PrefixCache
@@ -14,6 +13,7 @@ from ..models import cache_root
 from ..recipe import TeachSettings
 from ..records import Completion, Example, Prompt
 from ..run import cores
+from ..schema import closed_answers
 from ..targets import CaptureSettings
 from . import TeacherTask
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from measure import finish, median_interval, note, teacher_gguf
 
-from edgedistill.closed import closed_answers
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings
 from edgedistill.llamacpp.layout import Layout
 from edgedistill.llamacpp.prefix import PrefixCache
 from edgedistill.llamacpp.sampling import Sampling
-from edgedistill.recipe import load_recipe, load_schema
+from edgedistill.recipe import load_recipe
 from edgedistill.records import read_prompts
 from edgedistill.run import cores, file_sha256
+from edgedistill.schema import closed_answers, load_schema
 from edgedistill.teachers import preamble
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "support-triage"

@@ -1,12 +1,16 @@
-"""Closed answers: where a JSON Schema allows a finite set of answers, the set."""
+"""The schema of a recipe's answers, and, where it allows a finite set of them, the set: closed answers."""
 
 from __future__ import annotations
 
 import json
+import re
 from itertools import product
 from typing import Any
 
-__all__ = ["LARGEST", "closed_answers"]
+from .errors import InvalidInput
+from .recipe import Recipe
+
+__all__ = ["LARGEST", "closed_answers", "load_schema"]
 
 LARGEST = 256  # answers; a larger set is sampled under the grammar instead
 
@@ -20,7 +24,35 @@ KNOWN = {
     "object": PLAIN | {"type", "properties", "required", "additionalProperties"},
     "choice": PLAIN | {"anyOf", "oneOf"},
 }
-TYPES: dict[Any, Any] = {"string": str, "boolean": bool, "null": type(None), "integer": int, "number": (int, float), "object": dict}
+TYPES: dict[Any, Any] = {
+    "string": str,
+    "boolean": bool,
+    "null": type(None),
+    "integer": int,
+    "number": (int, float),
+    "object": dict,
+}
+
+
+def load_schema(recipe: Recipe) -> dict[str, Any] | None:
+    """The recipe's JSON Schema, or None where it has none.
+
+    Raises InvalidInput where the file is no schema, or refers to another file or address.
+    """
+    if recipe.schema_file is None:
+        return None
+    path = recipe.file(recipe.schema_file)
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}", "Check schema_file in the recipe.") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path}: not JSON ({error})", "Mend the file.") from error
+    if not isinstance(schema, dict):
+        raise InvalidInput(f"{path}: a schema must be a JSON object", "Mend the file.")
+    if re.search(r'"\$(ref|dynamicRef)":\s*"[^#]', json.dumps(schema)):
+        raise InvalidInput(f"{path}: refers to another file or address", "Write the schema into this one file.")
+    return schema
 
 
 def closed_answers(schema: dict[str, Any] | None, largest: int = LARGEST) -> tuple[str, ...] | None:

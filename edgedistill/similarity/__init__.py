@@ -1,0 +1,8 @@
+"""Texts that say nearly the same: exact by their normalised words, near by the Jaccard similarity of their shingles."""
+
+from __future__ import annotations
+
+from .seen import SimilarTexts, Twin, in_blocks
+from .words import jaccard, normalised, shingles
+
+__all__ = ["SimilarTexts", "Twin", "in_blocks", "jaccard", "normalised", "shingles"]

@@ -1,0 +1,239 @@
+"""Texts seen so far, searched by similarity in memory that does not grow with them.
+
+What is known of them lies in files, which are read from end to end once for each block of new texts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..run import no_room
+from .sketches import TEXT, Sketcher, Sketches, as_bytes, most_differing
+from .words import jaccard, shingles_of
+
+__all__ = ["SimilarTexts", "Twin", "in_blocks"]
+
+# what is in memory at a time
+BLOCK = 8192  # new texts
+BLOCK_CHARACTERS = 1 << 22
+READ = 8192  # earlier texts
+PAIRS = 1 << 19
+FILTER_BITS = 22
+
+Indices = NDArray[np.int64]
+Candidates = dict[int, set[tuple[bool, int, int, int]]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """An earlier text: its id, and whether its words are the very same."""
+
+    id: str
+    is_exact: bool
+
+
+def in_blocks(rows: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]:
+    """The rows in the blocks in which `SimilarTexts` is fastest, of texts that memory surely holds."""
+    block: list[T] = []
+    characters = 0
+    for row in rows:
+        block.append(row)
+        characters += len(text(row))
+        if len(block) == BLOCK or characters >= BLOCK_CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
+
+
+class SimilarTexts:
+    """Texts seen so far, in files of a folder of their own. Use it as a context manager.
+
+    Of two texts at least as similar as the threshold (Jaccard of character 4-grams), the earlier is the other's twin.
+    `sample` are some thousand texts from all over what will come; the search is slower without, its results the same.
+    """
+
+    def __init__(self, threshold: float, where: Path, sample: Iterable[str] = ()) -> None:
+        self._threshold = threshold
+        self._sketcher = Sketcher(threshold, sample)
+        self._count = self._written = 0
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="similar.partial-", dir=where))
+            self._keys, self._texts, self._words = (
+                (self._folder / name).open("w+b", buffering=0) for name in ("keys.bin", "texts.bin", "words.txt")
+            )
+        except OSError as error:
+            raise no_room(where, error) from error
+
+    def __enter__(self) -> SimilarTexts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the files."""
+        for file in (self._keys, self._texts, self._words):
+            file.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Take in texts, given as (id, text), without a search.
+
+        Raises Stopped where the disk is full.
+        """
+        self._append(self._sketcher.sketch([text for _, text in rows]), range(len(rows)), [name for name, _ in rows])
+
+    def twins(self, texts: Sequence[str]) -> list[Twin | None]:
+        """For each text the first that was added of the same words, else the first that is similar, else None."""
+        sketches = self._sketcher.sketch(texts)
+        candidates = self._candidates(sketches)
+        return [self._earlier_twin(words, candidates[row]) for row, words in enumerate(sketches.words)]
+
+    def screen(self, rows: Sequence[tuple[str, str]]) -> list[Twin | None]:
+        """The same for texts given as (id, text), those before it in the list included; those without one are added.
+
+        Raises Stopped where the disk is full.
+        """
+        sketches = self._sketcher.sketch([text for _, text in rows])
+        candidates = self._candidates(sketches)
+        block = _Block(sketches, self._threshold)
+        found: list[Twin | None] = []
+        for row, words in enumerate(sketches.words):
+            twin = self._earlier_twin(words, candidates[row])
+            if twin is None and (other := block.twin(row)) is not None:
+                twin = Twin(rows[other][0], sketches.words[other] == words)
+            if twin is None:
+                block.add(row)
+            found.append(twin)
+        self._append(sketches, block.rows, [rows[row][0] for row in block.rows])
+        return found
+
+    def _append(self, sketches: Sketches, rows: Sequence[int], names: list[str]) -> None:
+        """Write what is known of these of the texts."""
+        chosen = np.zeros(len(sketches), dtype=np.bool_)
+        chosen[list(rows)] = True
+        texts = sketches.texts[chosen]
+        words = [as_bytes(f"{name}\n{sketches.words[row]}") for row, name in zip(rows, names, strict=True)]
+        lengths = np.array([len(data) for data in words], dtype=np.uint64)
+        texts["length"] = lengths
+        texts["start"] = self._written + np.cumsum(lengths) - lengths
+        keys = sketches.keys[np.repeat(chosen, sketches.texts["keys"])]
+        try:
+            for file, data in (
+                (self._keys, keys.tobytes()),
+                (self._texts, texts.tobytes()),
+                (self._words, b"".join(words)),
+            ):
+                file.seek(0, os.SEEK_END)
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise no_room(self._folder, error) from error
+        self._count += len(texts)
+        self._written += int(lengths.sum())
+
+    def _candidates(self, sketches: Sketches) -> Candidates:
+        """By text, the earlier ones that may be its twin: (whether the words differ, number, start, length)."""
+        found: Candidates = defaultdict(set)
+        if not self._count:
+            return found
+        index = _KeyIndex(sketches)
+        self._keys.seek(0)
+        self._texts.seek(0)
+        for first in range(0, self._count, READ):
+            texts = np.fromfile(self._texts, dtype=TEXT, count=min(READ, self._count - first))
+            keys = np.fromfile(self._keys, dtype=np.uint64, count=int(texts["keys"].sum()))
+            for pairs in index.pairs(keys, texts["keys"]):
+                mine, theirs = self._sketcher.near(sketches.texts, texts, pairs)
+                differs = texts["exact"][theirs] != sketches.texts["exact"][mine]
+                columns = differs, theirs + first, texts["start"][theirs], texts["length"][theirs]
+                for row, *one in zip(mine.tolist(), *(column.tolist() for column in columns), strict=True):
+                    found[row].add(tuple(one))
+        return found
+
+    def _earlier_twin(self, words: str, candidates: set[tuple[bool, int, int, int]]) -> Twin | None:
+        mine = shingles_of(words) if candidates else set()
+        for _, _, start, length in sorted(candidates):
+            self._words.seek(start)
+            name, _, other = self._words.read(length).decode("utf-8", "surrogatepass").partition("\n")
+            if words == other or jaccard(mine, shingles_of(other)) >= self._threshold:
+                return Twin(name, words == other)
+        return None
+
+
+class _Block:
+    """The texts of one block that were kept so far, in memory."""
+
+    def __init__(self, sketches: Sketches, threshold: float) -> None:
+        self.rows: list[int] = []
+        self._words, self._keys_of_all, self._threshold = sketches.words, sketches.keys, threshold
+        self._ends: list[int] = np.cumsum(sketches.texts["keys"]).tolist()
+        self._sizes: list[int] = sketches.texts["size"].tolist()
+        self._bitmaps = [int.from_bytes(bitmap.tobytes(), "little") for bitmap in sketches.texts["bitmap"]]
+        self._kept: dict[int, list[int]] = {}
+
+    def twin(self, row: int) -> int | None:
+        """The first text kept that is similar to this one."""
+        kept = self._kept
+        candidates = {other for key in self._keys(row) if key in kept for other in kept[key]}
+        near = [other for other in candidates if self._may_be_near(row, other)]
+        mine = shingles_of(self._words[row]) if near else set()
+        similar = (one for one in sorted(near) if jaccard(mine, shingles_of(self._words[one])) >= self._threshold)
+        return next(similar, None)
+
+    def _may_be_near(self, row: int, other: int) -> bool:
+        differing = (self._bitmaps[row] ^ self._bitmaps[other]).bit_count()
+        return differing <= most_differing(self._sizes[row] + self._sizes[other], self._threshold)
+
+    def add(self, row: int) -> None:
+        self.rows.append(row)
+        for key in self._keys(row):
+            self._kept.setdefault(key, []).append(row)
+
+    def _keys(self, row: int) -> list[int]:
+        keys: list[int] = self._keys_of_all[self._ends[row - 1] if row else 0 : self._ends[row]].tolist()
+        return keys
+
+
+class _KeyIndex:
+    """The keys of some texts, in which those of others are looked up."""
+
+    def __init__(self, sketches: Sketches) -> None:
+        order = np.argsort(sketches.keys, kind="stable")
+        self._keys = sketches.keys[order]
+        self._owners: Indices = np.repeat(np.arange(len(sketches)), sketches.texts["keys"])[order]
+        self._shift = np.uint64(64 - FILTER_BITS)
+        self._is_there = np.zeros(1 << FILTER_BITS, dtype=np.bool_)
+        self._is_there[self._keys >> self._shift] = True
+
+    def pairs(self, keys: NDArray[np.uint64], counts: NDArray[np.uint32]) -> Iterator[tuple[Indices, Indices]]:
+        """Every pair (mine, theirs) that shares a key, in pieces; as often as it shares one.
+
+        `counts` are how many of the keys each of the other texts has.
+        """
+        places = np.flatnonzero(self._is_there[keys >> self._shift])
+        owners = np.repeat(np.arange(len(counts)), counts)[places]
+        starts = np.searchsorted(self._keys, keys[places], "left")
+        sizes = np.searchsorted(self._keys, keys[places], "right") - starts
+        pieces = np.cumsum(sizes) // PAIRS
+        for piece in np.unique(pieces[sizes > 0]):
+            chosen = (pieces == piece) & (sizes > 0)
+            yield self._expanded(owners[chosen], starts[chosen], sizes[chosen])
+
+    def _expanded(self, theirs: Indices, starts: Indices, sizes: Indices) -> tuple[Indices, Indices]:
+        ends = np.cumsum(sizes)
+        steps = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+        return self._owners[np.repeat(starts, sizes) + steps], np.repeat(theirs, sizes)

@@ -1,0 +1,279 @@
+"""Several answers to one prompt, of one teacher or of several, made into what is learnt from.
+
+The vote is self-consistency (Wang et al., arXiv 2203.11171), on whole answers or field by field; the best of several
+by a verifier is best-of-n.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+from ..chat import json_instance
+from ..errors import InvalidInput
+from ..llamacpp.child import child_environment
+from ..recipe import CurateSettings
+from ..records import Completion, Prompt
+
+__all__ = ["Answered", "answer_key", "combined", "verifier_command"]
+
+Validator = Callable[[Any], bool]
+
+VERIFIER_SECONDS = 10.0
+ROUNDING = 1e-9
+ABSENT = "absent"  # the key of a field that an answer does not have; no JSON text is this word
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A completion, and the number of the teacher that gave it."""
+
+    teacher: int
+    completion: Completion
+
+
+def combined(
+    prompt: Prompt,
+    answers: Sequence[Answered],
+    settings: CurateSettings,
+    is_valid: Validator | None,
+    folder: Path | None = None,
+) -> list[Answered] | str:
+    """What is learnt of the answers to a prompt, or the reason why nothing is.
+
+    `answers` are in the order of teachers and samples: where several are as good, the first is taken. One that was cut
+    off takes no part where another is whole. One that is not valid under the schema (empty, where there is none) is
+    never taken, but its vote counts as one for nobody. A single answer passes as it is, unless a verifier judges it.
+    Reasons: "cut off", "no valid answer", "teachers disagree", "verifier". `folder` is where the verifier runs.
+    Raises InvalidInput where the verifier cannot be started.
+    """
+    verified = settings.combine == "best" and settings.verifier is not None
+    if len(answers) == 1 and not verified:
+        return list(answers)
+    whole = [one for one in answers if one.completion.finish_reason == "stop"]
+    if not whole:
+        return "cut off"
+    usable = [one for one in whole if _is_usable(one.completion.text, is_valid)]
+    if not usable:
+        return "no valid answer"
+    if settings.combine == "vote":
+        return _voted(usable, len(whole), settings, is_valid)
+    if settings.combine == "best":
+        return [usable[0]] if not verified else _best(prompt, usable, verifier_command(settings, folder), folder)
+    different: dict[str, Answered] = {}
+    for one in usable:
+        different.setdefault(answer_key(one.completion.text), one)
+    if settings.combine == "agree" and len(different) > 1:
+        return "teachers disagree"
+    return list(different.values())
+
+
+def answer_key(text: str) -> str:
+    """A text that two answers share exactly where they are equal: as JSON values, else as texts.
+
+    >>> answer_key('{"b": 1.0, "a": true}') == answer_key('{"a":true,"b":1}'), answer_key("1") == answer_key("true")
+    (True, False)
+    """
+    value = json_instance(text)
+    try:
+        return f"text {text.strip()}" if value is None else _value_key(value)
+    except RecursionError:
+        return f"text {text.strip()}"
+
+
+def _value_key(value: Any) -> str:
+    return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    """The value with whole floats as integers: in JSON, 1 and 1.0 are the same number."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_usable(text: str, is_valid: Validator | None) -> bool:
+    return bool(text.strip()) if is_valid is None else is_valid(json_instance(text))
+
+
+# Voting. A completion has one vote; where its answers are closed, it is shared out among them by probability.
+
+
+def _voted(
+    usable: Sequence[Answered], voters: int, settings: CurateSettings, is_valid: Validator | None
+) -> list[Answered] | str:
+    ballots = [(text, weight) for one in usable for text, weight in _votes(one.completion)]
+    objects = [json_instance(text) for text, _ in ballots]
+    if settings.vote_by == "field" and all(isinstance(value, dict) for value in objects):
+        weighted = [(value, weight) for value, (_, weight) in zip(objects, ballots, strict=True)]
+        text, share = _by_field(weighted, voters)
+    else:
+        text, share = _most_voted(((answer_key(text), text, weight) for text, weight in ballots), voters)
+    if share + ROUNDING < settings.agreement:
+        return "teachers disagree"
+    if not _is_usable(text, is_valid):
+        return "no valid answer"  # fields of different answers need not go together
+    return [_as_answered(text, usable)]
+
+
+def _votes(completion: Completion) -> list[tuple[str, float]]:
+    """The completion's own text first, so that it wins a tie."""
+    if completion.answers is None:
+        return [(completion.text, 1.0)]
+    own = completion.answers.get(completion.text, 0.0)
+    return [(completion.text, own), *(pair for pair in completion.answers.items() if pair[0] != completion.text)]
+
+
+def _most_voted(votes: Iterable[tuple[str, Any, float]], voters: int) -> tuple[Any, float]:
+    """The value whose key has the most votes, the first of several, and its share; `votes` are key, value, weight."""
+    totals: dict[str, float] = defaultdict(float)
+    values: dict[str, Any] = {}
+    for key, value, weight in votes:
+        totals[key] += weight
+        values.setdefault(key, value)
+    most = max(totals.values())
+    first = next(key for key, total in totals.items() if total + ROUNDING >= most)
+    return values[first], totals[first] / voters
+
+
+def _by_field(objects: Sequence[tuple[dict[str, Any], float]], voters: int) -> tuple[str, float]:
+    """The object whose every field has the most votes, and the least share that one of them has.
+
+    A field that most do not have is left out; the order of the fields is the first object's, then as they come.
+    """
+    found: dict[str, Any] = {}
+    least = sum(weight for _, weight in objects) / voters
+    for name in dict.fromkeys(name for value, _ in objects for name in value):
+        votes = (
+            (_value_key(value[name]), (value[name],), weight) if name in value else (ABSENT, (), weight)
+            for value, weight in objects
+        )
+        winner, share = _most_voted(votes, voters)
+        least = min(least, share)
+        if winner:
+            found[name] = winner[0]
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":")), least
+
+
+def _as_answered(text: str, usable: Sequence[Answered]) -> Answered:
+    """The first answer that says this; or the first one with this as its text, and no targets: they were another's.
+
+    Closed answers become their mean over all that are usable.
+    """
+    key = answer_key(text)
+    found = next((one for one in usable if answer_key(one.completion.text) == key), None)
+    chosen = found or replace(usable[0], completion=replace(usable[0].completion, text=text, targets=None))
+    if all(one.completion.answers is None for one in usable):
+        return chosen
+    mean = _mean(usable, chosen.completion.text)
+    # a vote on fields may choose another answer than the most probable one: no distribution says that
+    is_likeliest = mean[chosen.completion.text] + ROUNDING >= max(mean.values())
+    return replace(chosen, completion=replace(chosen.completion, answers=mean if is_likeliest else None))
+
+
+def _mean(usable: Sequence[Answered], text: str) -> dict[str, float]:
+    """The mean distribution over the answers, `text` among them; a completion without one is sure of its text."""
+    texts = {answer_key(text): text}
+    mean = {text: 0.0}
+    for one in usable:
+        for other, weight in _votes(one.completion):
+            spelled = texts.setdefault(answer_key(other), other)
+            mean[spelled] = mean.get(spelled, 0.0) + weight / len(usable)
+    return mean
+
+
+# A verifier: the user's own command, which scores an answer.
+
+
+def verifier_command(settings: CurateSettings, folder: Path | None) -> list[str]:
+    """The verifier's arguments; a first one that is a file of `folder` is that file.
+
+    Raises InvalidInput where there is no such command.
+    """
+    assert settings.verifier is not None
+    if not settings.verifier:
+        raise InvalidInput("curate.verifier is empty", 'Name a command: verifier = ["python", "verify.py"].')
+    program, *arguments = settings.verifier
+    beside = (folder or Path()) / program
+    found = str(beside.resolve()) if beside.is_file() else which(program)
+    if found is None or not os.access(found, os.X_OK):
+        raise InvalidInput(
+            f"curate.verifier: '{program}' is no program", "Name one of PATH, or an executable file of the recipe."
+        )
+    return [found, *arguments]
+
+
+def _best(prompt: Prompt, usable: Sequence[Answered], command: list[str], folder: Path | None) -> list[Answered] | str:
+    best: tuple[float, Answered] | None = None
+    for one in usable:
+        value = _verified(command, folder, prompt, one.completion.text)
+        if value is not None and (best is None or value > best[0]):
+            best = value, one
+    return "verifier" if best is None else [best[1]]
+
+
+def _verified(command: list[str], folder: Path | None, prompt: Prompt, answer: str) -> float | None:
+    """The score that the verifier prints; None where it prints "false" or no number, fails, or takes too long.
+
+    No shell, no secret of the environment, and nothing that it starts outlives its time.
+    """
+    question = {"messages": [message.as_dict() for message in prompt.messages], "answer": answer}
+    environment = child_environment()
+    del environment["PYTHONSAFEPATH"]  # a Python script may import what lies beside it
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise InvalidInput(f"curate.verifier: {command[0]}: {error.strerror}", "Is it a program?") from error
+    with child:
+        try:
+            printed, _ = child.communicate(json.dumps(question, ensure_ascii=False).encode(), VERIFIER_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end(child)
+    return _number(printed.decode("utf-8", errors="replace").strip()) if child.returncode == 0 else None
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child and all that it started, where something is left."""
+    if not hasattr(os, "killpg"):
+        child.kill()
+        return
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return  # all have ended; of one that nobody has waited for, macOS says it may not be killed
+
+
+def _number(text: str) -> float | None:
+    """A score as printed.
+
+    >>> _number("0.25"), _number("true"), _number("false"), _number("nan"), _number("fine")
+    (0.25, 1.0, None, None, None)
+    """
+    if text in ("true", "false"):
+        return 1.0 if text == "true" else None
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

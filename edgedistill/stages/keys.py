@@ -1,0 +1,115 @@
+"""Keys of answers: a digest of all that decides one, so that what is not changed is not asked again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidInput
+from ..recipe import Recipe, TeacherSettings
+from ..records import Place, Prompt, digest, messages_of, placed_lines, prompt_id, row_of
+from ..schema import closed_answers, load_schema
+from ..teachers import preamble
+
+__all__ = ["AnswerKeys", "GivenAnswers", "given_answers", "parameters", "row_key", "teacher_identity"]
+
+NO_TOOLS = None  # what a row without tools has in their place
+
+
+def teacher_identity(recipe: Recipe, teacher: TeacherSettings, sha256: str) -> str:
+    """A digest of all that decides a teacher's answers, the prompt and the number of the sample apart.
+
+    `sha256` is of the weights, or of a server's address and model.
+    """
+    shown = [message.as_dict() for message in preamble(recipe, teacher)]
+    return digest(teacher.backend, sha256, shown, parameters(recipe), load_schema(recipe))
+
+
+def parameters(recipe: Recipe) -> dict[str, Any]:
+    """The settings that decide an answer: none of those that only say how fast it comes."""
+    settings = recipe.teach
+    found: dict[str, Any] = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
+    if settings.temperature > 0:
+        found |= {"top_p": settings.top_p, "top_k": settings.top_k, "min_p": settings.min_p, "seed": recipe.seed}
+    if settings.targets == "top_k":
+        found["targets"] = ["top_k", settings.target_mass, settings.target_tokens]
+    elif settings.targets == "sampled":
+        found["targets"] = ["sampled", settings.target_draws, recipe.seed]
+    elif settings.closed and settings.samples == 1 and closed_answers(load_schema(recipe)) is not None:
+        found["closed"] = True
+    return found
+
+
+def row_key(prompt: Prompt, identity: str, sample: int = 0, given: str | None = None) -> str:
+    """The key of a prompt's answer in the store; `given` is its text where it was not the teacher's choice."""
+    asked = [message.as_dict() for message in prompt.messages]
+    return digest(asked, NO_TOOLS, identity, sample, *(() if given is None else (given,)))
+
+
+class GivenAnswers:
+    """The answers of a file of chat rows by prompt. Only where they stand is kept in memory: 16 bytes a row."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        found = np.fromiter(_answered(path), dtype=[("id", "<u8"), ("offset", "<u8"), ("line", "<u8")])
+        _, first = np.unique(found["id"], return_index=True)  # of two answers to one prompt, the first
+        self._rows = found[first]
+        self._file = path.open("rb")
+
+    def get(self, identity: str) -> str | None:
+        """The answer given to the prompt with this id, or None."""
+        wanted = int(identity, 16)
+        index = int(np.searchsorted(self._rows["id"], np.uint64(wanted)))
+        if index == len(self._rows) or int(self._rows["id"][index]) != wanted:
+            return None
+        self._file.seek(int(self._rows["offset"][index]))
+        text: str = json.loads(self._file.readline())["messages"][-1]["content"]
+        return text
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def given_answers(recipe: Recipe) -> GivenAnswers | None:
+    """The recipe's given answers, or None.
+
+    Raises InvalidInput with file and line where a row does not end with an answer.
+    """
+    return None if recipe.teach.answers is None else GivenAnswers(recipe.file(recipe.teach.answers))
+
+
+def _answered(path: Path) -> Iterator[tuple[int, int, int]]:
+    """Prompt id, offset and number of each row."""
+    before = Place()
+    for place, line in placed_lines(path):
+        if line.strip():
+            where = f"{path}:{place.line}"
+            messages = messages_of(where, row_of(where, line))
+            if len(messages) < 2 or messages[-1].role != "assistant":
+                raise InvalidInput(f"{where}: a given answer is the assistant's, behind its prompt", "Add the answer.")
+            yield int(prompt_id(messages[:-1]), 16), before.offset, place.line
+        before = place
+
+
+class AnswerKeys:
+    """The keys of one teacher's answers: of each sample, or of the one answer that is given."""
+
+    def __init__(self, identity: str, samples: int, given: GivenAnswers | None = None) -> None:
+        self.identity = identity
+        self._samples = samples
+        self._given = given
+
+    def given(self, prompt: Prompt) -> str | None:
+        """The answer that the recipe gives, which no teacher is asked for."""
+        return None if self._given is None else self._given.get(prompt.id)
+
+    def of(self, prompt: Prompt) -> list[str]:
+        """The keys of a prompt's answers, by sample."""
+        given = self.given(prompt)
+        if given is not None:
+            return [row_key(prompt, self.identity, 0, given)]
+        return [row_key(prompt, self.identity, sample) for sample in range(self._samples)]
