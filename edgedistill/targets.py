@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .bits import PLANES, Reader, damage, pack, pack_small
 from .errors import InvalidInput
 
 __all__ = ["Capture", "CaptureSettings", "Targets", "decode", "encode", "sampled", "top_k"]
@@ -32,8 +33,6 @@ STEPS_PER_NAT = np.float32(24)
 FLOOR = np.float32(255)  # steps; entries further below their position's first one are stored at this distance
 TAIL_BITS, TAIL_MIDDLE, TAIL_SCALE = 12, 2048, 128
 LARGEST_DRAWS = 4096
-PLANES = (16, 8, 4, 2, 1)
-SMALL_WIDTHS = (1, 2, 4, 8, 12, 16)
 
 BLOCK, SLICE = 16_384, 512  # logits exponentiated at once, and summed at once
 REACHES = (7.0, 12.0, math.inf)  # nats below the most probable token that are searched, until enough is found
@@ -205,7 +204,7 @@ def encode(targets: Targets, vocab_size: int) -> bytes:
         raise ValueError(f"a token id outside of a vocabulary of {vocab_size}")
     if targets.profile == "top_k":
         draws, steps = 0, _steps(targets.logprobs, starts, counts)
-        tail = _pack(_tail_codes(targets.tail), TAIL_BITS)
+        tail = pack(_tail_codes(targets.tail), TAIL_BITS)
     else:
         draws, steps = _draws(targets.logprobs, starts, counts)
         tail = b""
@@ -218,12 +217,12 @@ def encode(targets: Targets, vocab_size: int) -> bytes:
 
     symbols, codes = _symbols(used, vocab_size)
     width = int(counts.max(initial=1) - 1).bit_length()
-    symbol_shape, symbol_columns = _pack_small(np.diff(symbols, prepend=-1) - 1)
-    step_shape, step_columns = _pack_small(steps)
+    symbol_shape, symbol_columns = pack_small(np.diff(symbols, prepend=-1) - 1)
+    step_shape, step_columns = pack_small(steps)
     shape = (n, m, len(symbols), width, *symbol_shape, *step_shape)
     header = HEADER.pack(VERSION, PROFILES.index(targets.profile), draws, vocab_size, *shape)
-    code_column = _pack(codes, _code_bits(len(symbols) or vocab_size))
-    body = b"".join((header, symbol_columns, code_column, _pack(counts - 1, width), tail, step_columns))
+    code_column = pack(codes, _code_bits(len(symbols) or vocab_size))
+    body = b"".join((header, symbol_columns, code_column, pack(counts - 1, width), tail, step_columns))
     return body + CHECK.pack(zlib.crc32(body))
 
 
@@ -261,7 +260,8 @@ def _tail_codes(tail: NDArray[np.float32]) -> NDArray[Any]:
     with np.errstate(divide="ignore"):
         share = np.clip(tail.astype(np.float64), 0.0, 1.0)
         odds = np.log(share) - np.log1p(-share)
-    return np.rint(np.clip(odds * TAIL_SCALE + TAIL_MIDDLE, 0, 2**TAIL_BITS - 1)).astype(np.int32)
+    codes: NDArray[Any] = np.rint(np.clip(odds * TAIL_SCALE + TAIL_MIDDLE, 0, 2**TAIL_BITS - 1)).astype(np.int32)
+    return codes
 
 
 def _symbols(used: NDArray[np.int32], vocab_size: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -291,16 +291,16 @@ def decode(data: bytes) -> Targets:
         raise InvalidInput(f"targets of version {data[0] if data else 'none'}", "Update edgedistill, or teach again.")
     body = memoryview(data)[: -CHECK.size]
     if len(body) < HEADER.size or zlib.crc32(body) != CHECK.unpack(data[-CHECK.size :])[0]:
-        raise _damage("its checksum does not hold")
+        raise damage("its checksum does not hold")
     _, profile, draws, vocab_size, n, m, d, width, *shapes = HEADER.unpack_from(data)
     # each entry takes a bit at least, so that the blob's length bounds what is allocated
     if not (n <= m <= 8 * len(data) and bool(n) == bool(m) and d <= min(n + m, vocab_size) and vocab_size < 2**31):
-        raise _damage("its counts do not fit")
+        raise damage("its counts do not fit")
     if profile >= len(PROFILES) or max(width, *shapes[:2], *shapes[3:5]) > sum(PLANES):
-        raise _damage("its widths do not fit")
+        raise damage("its widths do not fit")
     is_top_k = PROFILES[profile] == "top_k"
 
-    read = _Reader(np.frombuffer(body, np.uint8)[HEADER.size :])
+    read = Reader(np.frombuffer(body, np.uint8)[HEADER.size :])
     symbols = np.cumsum(read.small(d, np.int64, *shapes[:3]) + 1) - 1
     ids = read.packed(n + m, _code_bits(d or vocab_size), np.int32)
     counts = read.packed(n, width, np.int64) + 1
@@ -309,7 +309,7 @@ def decode(data: bytes) -> Targets:
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     starts = offsets[:-1]
     if offsets[-1] != m or (n and ids.max() >= (d or vocab_size)) or (d and symbols[-1] >= vocab_size):
-        raise _damage("its columns do not fit")
+        raise damage("its columns do not fit")
 
     if d:
         ids = symbols.astype(np.int32).take(ids)
@@ -344,101 +344,10 @@ def _from_hits(
     first, rest = np.divmod(draws + np.add.reduceat(steps, starts, dtype=np.int64), counts)
     hits = np.repeat(first, counts) - steps
     if rest.any() or hits.min() < 1 or draws < 1:
-        raise _damage("its counts are not of so many draws")
+        raise damage("its counts are not of so many draws")
     found: NDArray[np.float32] = np.log(hits / draws).astype(np.float32)
     return found
 
 
 def _code_bits(values: int) -> int:
     return max(1, (values - 1).bit_length())
-
-
-def _pack(values: NDArray[Any], width: int) -> bytes:
-    """Values below 2 ** width in planes of 16, 8, 4, 2 and 1 bits: those that sum to the width, the low bits first.
-
-    A plane of less than 8 bits is cut into equal runs, and each byte holds one value of every run.
-    """
-    planes = []
-    for size in PLANES:
-        if not width & size:
-            continue
-        part = values.astype("<u2" if size == 16 else "u1")
-        values = values >> size
-        if size < 8:
-            runs = np.zeros((8 // size, -(-len(part) * size // 8)), np.uint8)
-            runs.ravel()[: len(part)] = part
-            runs &= 2**size - 1
-            part = runs[0]
-            for number in range(1, len(runs)):
-                part |= runs[number] << number * size
-        planes.append(part.tobytes())
-    return b"".join(planes)
-
-
-def _pack_small(values: NDArray[Any]) -> tuple[tuple[int, int, int], bytes]:
-    """Mostly small values in as few bits as suits them, and apart what exceeds these; before, their shape.
-
-    The largest value of the width says that there is more. The shape: the width; of what exceeds it, width and number.
-    """
-    largest = int(values.max(initial=0))
-    costs = {}
-    for width in SMALL_WIDTHS:
-        mark = 2**width - 1
-        over = int(np.count_nonzero(values >= mark)) if largest >= mark else 0
-        costs[width] = width * len(values) + over * max(0, largest - mark).bit_length()
-        if not over:
-            break
-    width = min(costs, key=lambda width: costs[width])
-    mark = 2**width - 1
-    where = np.flatnonzero(values >= mark)
-    more = values[where] - values.dtype.type(mark)
-    more_width = int(more.max(initial=0)).bit_length()
-    fits = values.copy()
-    fits[where] = mark
-    return (width, more_width, len(more)), _pack(fits, width) + _pack(more, more_width)
-
-
-class _Reader:
-    """Takes columns off the front of a blob. Raises InvalidInput where there is less left than a column needs."""
-
-    def __init__(self, data: NDArray[np.uint8]) -> None:
-        self._data = data
-
-    def packed(self, count: int, width: int, dtype: Any) -> NDArray[Any]:
-        """What `_pack` wrote."""
-        values, shift = np.zeros(0 if width else count, dtype), 0
-        for size in PLANES:
-            if not width & size:
-                continue
-            part = self._take(-(-count * size // 8))
-            if size == 16:
-                part = part.view("<u2")
-            elif size < 8:
-                runs = np.empty((8 // size, len(part)), np.uint8)
-                for number in range(len(runs)):
-                    np.right_shift(part, number * size, out=runs[number])
-                runs &= 2**size - 1
-                part = runs.ravel()[:count]
-            plane = part.astype(dtype)
-            values = values | plane << shift if shift else plane
-            shift += size
-        return values
-
-    def small(self, count: int, dtype: Any, width: int, more_width: int, more: int) -> NDArray[Any]:
-        """What `_pack_small` wrote."""
-        values = self.packed(count, width, dtype)
-        where = np.flatnonzero(values == 2**width - 1) if width else np.empty(0, np.intp)
-        if len(where) != more:
-            raise _damage("a column of small numbers does not fit")
-        values[where] += self.packed(more, more_width, dtype)
-        return values
-
-    def _take(self, size: int) -> NDArray[np.uint8]:
-        taken, self._data = self._data[:size], self._data[size:]
-        if len(taken) < size:
-            raise _damage("it ends too early")
-        return taken
-
-
-def _damage(why: str) -> InvalidInput:
-    return InvalidInput(f"damaged targets: {why}", "Restore the file, or teach again.")

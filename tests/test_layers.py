@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; rooms on one line stand side by side
 FLOORS = (
     {"errors"},
+    {"bits"},
     {"records", "targets", "explain"},
     {"recipe"},
     {"run"},

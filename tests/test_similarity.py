@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedistill.similarity import SimilarTexts, jaccard, normalised, shingles
+from edgedistill.similarity import SimilarTexts, Twin, jaccard, normalised, shingles
 
 WORDS: tuple[str, ...] = (
     "please",
@@ -55,11 +56,11 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
         ("what's up?", "What s up"),
     ],
 )
-def test_case_spacing_punctuation_and_unicode_forms_make_no_difference(one: str, other: str) -> None:
-    seen = SimilarTexts(0.9)
-    seen.add("first", one)
-    assert seen.exact(other) == "first"
-    assert seen.near(other) == "first"
+def test_case_spacing_punctuation_and_unicode_forms_make_no_difference(one: str, other: str, tmp_path: Path) -> None:
+    with SimilarTexts(0.9, tmp_path) as seen:
+        seen.add([("first", one)])
+        assert seen.twins([other]) == [Twin("first", is_exact=True)]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -74,48 +75,48 @@ def test_case_spacing_punctuation_and_unicode_forms_make_no_difference(one: str,
         ("开灯", "关灯"),
     ],
 )
-def test_texts_that_mean_something_else_are_left_alone(one: str, other: str) -> None:
-    seen = SimilarTexts(0.9)
-    seen.add("first", one)
-    assert seen.exact(other) is None
-    assert seen.near(other) is None
+def test_texts_that_mean_something_else_are_left_alone(one: str, other: str, tmp_path: Path) -> None:
+    with SimilarTexts(0.9, tmp_path) as seen:
+        assert seen.screen([("first", one), ("second", other)]) == [None, None]
 
 
-def test_the_first_text_of_the_same_words_is_named() -> None:
-    seen = SimilarTexts(0.9)
-    for number in range(3):
-        seen.add(str(number), "the very same words")
-    assert seen.exact("The very same words.") == "0"
+def test_the_first_text_of_the_same_words_is_named(tmp_path: Path) -> None:
+    with SimilarTexts(0.9, tmp_path) as seen:
+        seen.add([(str(number), "the very same words") for number in range(3)])
+        assert seen.twins(["The very same words."]) == [Twin("0", is_exact=True)]
 
 
-def test_near_texts_above_the_threshold_are_found_and_none_below_it() -> None:
+def test_near_texts_above_the_threshold_are_found_and_none_below_it(tmp_path: Path) -> None:
     """Against comparing every pair: nothing below the threshold is ever named, and hardly one above it is missed."""
     source = random.Random(0)
     texts = [" ".join(source.choices(WORDS, k=9)) for _ in range(120)]
     texts += [f"{text} {source.choice(WORDS)}" for text in texts]
-    seen = SimilarTexts(0.7)
     found = missed = 0
-    for number, text in enumerate(texts):
-        above = {str(i) for i, other in enumerate(texts[:number]) if jaccard(shingles(text), shingles(other)) >= 0.7}
-        twin = seen.near(text)
-        assert twin is None or twin in above
-        found += twin is not None
-        missed += twin is None and bool(above)
-        seen.add(str(number), text)
+    with SimilarTexts(0.7, tmp_path) as seen:
+        for number, text in enumerate(texts):
+            above = {str(i) for i, other in enumerate(texts[:number]) if alike(text, other) >= 0.7}
+            (twin,) = seen.twins([text])
+            assert twin is None or twin.id in above
+            found += twin is not None
+            missed += twin is None and bool(above)
+            seen.add([(str(number), text)])
     assert found > 80
     assert missed <= 1
 
 
-def test_the_same_texts_are_found_in_every_run() -> None:
+def alike(one: str, other: str) -> float:
+    return jaccard(shingles(one), shingles(other))
+
+
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_blocks_of_any_size_find_the_same(size: int, tmp_path: Path) -> None:
     source = random.Random(1)
     texts = [" ".join(source.choices(WORDS, k=6)) for _ in range(200)]
+    rows = [(str(number), text) for number, text in enumerate(texts)]
 
-    def twins() -> list[str | None]:
-        seen = SimilarTexts(0.5)
-        found = []
-        for number, text in enumerate(texts):
-            found.append(seen.near(text))
-            seen.add(str(number), text)
-        return found
+    def twins(count: int) -> list[Twin | None]:
+        with SimilarTexts(0.5, tmp_path) as seen:
+            blocks = [rows[start : start + count] for start in range(0, len(rows), count)]
+            return [twin for block in blocks for twin in seen.screen(block)]
 
-    assert twins() == twins()
+    assert twins(size) == twins(50)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedistill.errors import EdgeDistillError, Stopped
-from edgedistill.records import Completion
+from edgedistill.records import Completion, Place
 from edgedistill.run import file_sha256
-from edgedistill.store import Store
+from edgedistill.store import Mark, Store
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 COMPLETIONS = st.builds(
@@ -28,10 +31,13 @@ COMPLETIONS = st.builds(
     prompt_tokens=st.integers(0, 2**40),
     completion_tokens=st.integers(0, 2**40),
     seconds=st.floats(0, 1e6),
+    sample=st.integers(0, 63),
+    targets=st.none() | st.binary(max_size=40),
+    answers=st.none() | st.dictionaries(TEXT, st.floats(0, 1), min_size=1, max_size=3),
 )
 
 ADD_ROWS = """
-import sys
+import hashlib, sys
 from pathlib import Path
 from edgedistill.records import Completion
 from edgedistill.store import Store
@@ -39,18 +45,24 @@ from edgedistill.store import Store
 with Store(Path(sys.argv[1])) as store:
     number = len(store)
     while True:
-        store.add(f"key{number}", Completion(f"id{number}", f"text {number} " * 20, "stop", 1, 1, 0.5))
+        key = hashlib.sha256(f"key{number}".encode()).hexdigest()
+        store.add(key, Completion(f"id{number}", f"text {number} " * 20, "stop", 1, 1, 0.5))
         sys.stdout.write(f"{number}\\n")
         sys.stdout.flush()
         number += 1
 """
 
 
+def named(text: str) -> str:
+    """A key: the sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def completion(text: str = "hello") -> Completion:
     return Completion("id", text, "stop", 3, 2, 0.25)
 
 
-@given(st.dictionaries(TEXT, COMPLETIONS, max_size=5))
+@given(st.dictionaries(st.text().map(lambda text: named(repr(text))), COMPLETIONS, max_size=5))
 def test_any_row_comes_back_as_it_was_in_the_order_of_the_keys(
     tmp_path_factory: pytest.TempPathFactory, rows: dict[str, Completion]
 ) -> None:
@@ -62,31 +74,31 @@ def test_any_row_comes_back_as_it_was_in_the_order_of_the_keys(
             assert store.get(key) == row
     with Store(path, read_only=True) as store:
         assert dict(store.rows()) == rows
-        assert [key for key, _ in store.rows()] == sorted(rows, key=str.encode)
+        assert [key for key, _ in store.rows()] == sorted(rows)
         assert len(store) == len(rows)
 
 
 def test_a_key_keeps_its_first_answer(tmp_path: Path) -> None:
     with Store(tmp_path / "rows.sqlite") as store:
-        store.add("key", completion("first"))
-        store.add("key", completion("second"))
-        assert store.get("key") == completion("first")
+        store.add(named("key"), completion("first"))
+        store.add(named("key"), completion("second"))
+        assert store.get(named("key")) == completion("first")
         assert len(store) == 1
 
 
 def test_a_key_that_is_not_there_is_none(tmp_path: Path) -> None:
     with Store(tmp_path / "rows.sqlite") as store:
-        assert store.get("key") is None
-        assert "key" not in store
+        assert store.get(named("key")) is None
+        assert named("key") not in store
 
 
 def test_a_closed_store_is_one_file_and_reading_changes_no_byte_of_it(tmp_path: Path) -> None:
     path = tmp_path / "rows.sqlite"
     with Store(path) as store:
-        store.add("key", completion())
+        store.add(named("key"), completion())
     before = file_sha256(path)
     with Store(path, read_only=True) as store:
-        assert store.get("key") == completion()
+        assert store.get(named("key")) == completion()
     assert [item.name for item in tmp_path.iterdir()] == ["rows.sqlite"]
     assert file_sha256(path) == before
 
@@ -94,7 +106,7 @@ def test_a_closed_store_is_one_file_and_reading_changes_no_byte_of_it(tmp_path: 
 @pytest.mark.parametrize("name", ["a b.sqlite", "100%25.sqlite", "what?mode=memory#.sqlite", "ünï.sqlite"])
 def test_any_file_name_is_only_a_name(tmp_path: Path, name: str) -> None:
     with Store(tmp_path / name) as store:
-        store.add("key", completion())
+        store.add(named("key"), completion())
     assert [item.name for item in tmp_path.iterdir()] == [name]
 
 
@@ -111,7 +123,7 @@ def test_a_damaged_store_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "rows.sqlite"
     with Store(path) as store:
         for number in range(500):
-            store.add(f"key{number}", completion("x" * 200))
+            store.add(named(f"key{number}"), completion("x" * 200))
     data = bytearray(path.read_bytes())
     data[4096 * 3 : 4096 * 3 + 200] = b"\xff" * 200
     path.write_bytes(data)
@@ -129,13 +141,13 @@ def test_nothing_to_read_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_full_store_stops_and_keeps_all_rows_before(tmp_path: Path) -> None:
     path = tmp_path / "rows.sqlite"
     with Store(path) as store:
-        store.add("key", completion())
-        store._db.execute("PRAGMA max_page_count = 4")
+        store.add(named("key"), completion())
+        store._db.execute("PRAGMA max_page_count = 8")
         with pytest.raises(Stopped, match=r"rows\.sqlite: .*full"):
-            store.add("large", completion("x" * 100_000))
-        assert store.get("key") == completion()
+            store.add(named("large"), completion("x" * 100_000))
+        assert store.get(named("key")) == completion()
     with Store(path) as store:
-        assert [key for key, _ in store.rows()] == ["key"]
+        assert [key for key, _ in store.rows()] == [named("key")]
 
 
 def killed_after(path: Path, seconds: float) -> int:
@@ -157,7 +169,26 @@ def test_no_acknowledged_row_is_lost_to_ten_kills(tmp_path: Path) -> None:
     for _ in range(10):
         last = killed_after(path, source.uniform(0.0, 0.03))
         with Store(path) as store:
-            assert f"key{last}" in store
+            assert named(f"key{last}") in store
             rows = len(store)
             assert last + 1 <= rows <= last + 2
-            assert all(f"key{number}" in store for number in range(rows))
+            assert all(named(f"key{number}") in store for number in range(rows))
+
+
+def test_a_mark_is_kept_and_says_nothing_of_other_content(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    mark = Mark("content", Place(120, 3), 3, 60)
+    with Store(path) as store:
+        assert store.marked("teacher", "content") == Mark("content")
+        store.mark("teacher", mark, durable=True)
+    with Store(path) as store:
+        assert store.marked("teacher", "content") == mark
+        assert store.marked("teacher", "other") == Mark("other")
+
+
+def test_rows_of_another_version_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE completions (key TEXT)")
+    with pytest.raises(EdgeDistillError, match="another version"):
+        Store(path)

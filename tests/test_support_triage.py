@@ -134,21 +134,17 @@ def test_the_tone_of_an_eval_ticket_does_not_tell_its_urgency(evals: list[Prompt
     assert {prompt.expected["urgency"] for prompt in evals if "calm-high" in prompt.tags} == {"high"}
 
 
-def test_the_stage_prompts_drops_none(recipe: Recipe, prompts: list[Prompt]) -> None:
-    seen = SimilarTexts(recipe.prompts.near_duplicate)
-    for prompt in prompts:
-        assert seen.exact(prompt.text) is None, prompt.text
-        assert seen.near(prompt.text) is None, prompt.text
-        seen.add(prompt.id, prompt.text)
+def test_the_stage_prompts_drops_none(recipe: Recipe, prompts: list[Prompt], tmp_path: Path) -> None:
+    with SimilarTexts(recipe.prompts.near_duplicate, tmp_path) as seen:
+        assert seen.screen([(prompt.id, prompt.text) for prompt in prompts]) == [None] * len(prompts)
 
 
 def test_the_stage_curate_finds_no_eval_or_edge_ticket_among_the_prompts(
-    recipe: Recipe, prompts: list[Prompt], evals: list[Prompt], edges: list[Prompt]
+    recipe: Recipe, prompts: list[Prompt], evals: list[Prompt], edges: list[Prompt], tmp_path: Path
 ) -> None:
-    measured = SimilarTexts(recipe.curate.eval_overlap)
-    for prompt in (*evals, *edges):
-        measured.add(prompt.id, prompt.text)
-    assert [prompt.text for prompt in prompts if measured.exact(prompt.text) or measured.near(prompt.text)] == []
+    with SimilarTexts(recipe.curate.eval_overlap, tmp_path) as measured:
+        measured.add([(prompt.id, prompt.text) for prompt in (*evals, *edges)])
+        assert measured.twins([prompt.text for prompt in prompts]) == [None] * len(prompts)
 
 
 def test_no_ticket_is_there_twice_or_resembles_another(

@@ -1,0 +1,127 @@
+"""Sparse distributions come back as they were, from few bytes, and damage never does more than be refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edgedistill.errors import InvalidInput
+from edgedistill.records import Completion
+from edgedistill.store import Store
+from edgedistill.targets import Capture, CaptureSettings, decode, encode, sampled, top_k
+
+TOP_K = CaptureSettings("top_k", 0.995, 64, 50)
+SAMPLED = CaptureSettings("sampled", 0.995, 64, 50)
+DOCUMENT = Path(__file__).parents[1] / "docs" / "targets.md"
+
+
+def rows(seed: int, vocabulary: int, count: int, spread: float) -> NDArray[np.float32]:
+    """Rows of logits; a large spread makes them peaked."""
+    drawn = np.random.default_rng(seed).standard_normal((count, vocabulary)).astype(np.float32) * np.float32(spread)
+    if seed % 3 == 0:
+        drawn[:, vocabulary // 2 + 1 :] = -np.inf
+    return drawn
+
+
+def log_softmax(row: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = row.astype(np.float64) - row.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def captured(settings: CaptureSettings, logits: NDArray[np.float32]) -> Capture:
+    capture = Capture(settings, logits.shape[1], seed=1)
+    for row in logits:
+        capture.add(int(row.argmax()), row)
+    return capture
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 999), st.sampled_from([2, 3, 17, 1000, 151_936]), st.integers(1, 6), st.floats(0, 12))
+def test_what_is_kept_comes_back_within_its_error(seed: int, vocabulary: int, count: int, spread: float) -> None:
+    logits = rows(seed, vocabulary, count, spread)
+    found = decode(captured(TOP_K, logits).encoded())
+    assert found.profile == "top_k"
+    assert list(found.tokens) == [int(row.argmax()) for row in logits]
+    for place, row in enumerate(logits):
+        kept = slice(found.offsets[place], found.offsets[place + 1])
+        exact = log_softmax(row)[found.ids[kept]]
+        near = exact > exact.max() - 10
+        assert np.abs(found.logprobs[kept] - exact)[near].max() < 0.051
+        assert abs(np.exp(found.logprobs[kept].astype(np.float64)).sum() + found.tail[place] - 1) < 1e-3
+        assert list(np.argsort(-exact, kind="stable")) == list(range(len(exact)))
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 999), st.sampled_from([2, 50, 4000]), st.floats(0, 8), st.floats(0.1, 1.0), st.integers(1, 64))
+def test_the_kept_set_is_the_smallest_that_reaches_the_mass(
+    seed: int, vocabulary: int, spread: float, mass: float, largest: int
+) -> None:
+    row = rows(seed, vocabulary, 1, spread)[0]
+    ids, logprobs, tail = top_k(row, mass, largest)
+    shares = np.exp(logprobs.astype(np.float64))
+    assert len(set(ids.tolist())) == len(ids) <= largest
+    assert abs(shares.sum() + tail - 1) < 1e-4
+    if len(ids) > 1:
+        assert shares[:-1].sum() < mass + 1e-4
+    if len(ids) < min(largest, vocabulary):
+        assert shares.sum() >= mass - 1e-4
+    assert np.all(np.diff(logprobs) <= 0)
+
+
+def test_draws_are_unbiased() -> None:
+    row = np.log(np.array([0.6, 0.3, 0.08, 0.02], dtype=np.float32))
+    random = np.random.default_rng(0)
+    mean = np.zeros(4)
+    for _ in range(400):
+        ids, logprobs, tail = sampled(row, 50, random)
+        assert tail == 0.0
+        mean[ids] += np.exp(logprobs) / 400
+    assert np.abs(mean - np.exp(row)).max() < 0.01
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 999), st.sampled_from([2, 1000, 49_152]), st.integers(1, 5))
+def test_counts_come_back_exactly(seed: int, vocabulary: int, count: int) -> None:
+    after = decode(captured(SAMPLED, rows(seed, vocabulary, count, 2.0)).encoded())
+    hits = np.exp(after.logprobs.astype(np.float64)) * SAMPLED.draws
+    assert np.allclose(hits, np.rint(hits), atol=1e-3)
+    assert [round(part.sum()) for part in np.split(hits, after.offsets[1:-1])] == [SAMPLED.draws] * count
+    assert encode(after, vocabulary) == encode(decode(encode(after, vocabulary)), vocabulary)
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 5000), st.integers(0, 255), st.sampled_from([TOP_K, SAMPLED]), st.booleans())
+def test_damage_is_refused(at: int, value: int, settings: CaptureSettings, cut: bool) -> None:
+    blob = bytearray(captured(settings, rows(1, 500, 4, 2.0)).encoded())
+    at %= len(blob)
+    whole = bytes(blob)
+    blob[at] = value
+    damaged = whole[:at] if cut else bytes(blob)
+    if damaged == whole:
+        return
+    with pytest.raises(InvalidInput):
+        decode(damaged)
+
+
+def test_the_first_positions_alone_and_a_copy_are_their_own() -> None:
+    capture = captured(TOP_K, rows(2, 300, 5, 3.0))
+    assert len(decode(capture.encoded(3)).tokens) == 3
+    other = capture.copy()
+    other.add(1, rows(4, 300, 1, 1.0)[0])
+    assert [len(decode(one.encoded()).tokens) for one in (capture, other)] == [5, 6]
+
+
+def test_the_documents_example_reads_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "teacher.sqlite"
+    blob = captured(TOP_K, rows(2, 300, 5, 3.0)).encoded()
+    with Store(path) as store:
+        store.add("ab" * 32, Completion("id", "hello", "stop", 1, 5, 0.1, targets=blob))
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    exec(example, {"path": path})
+    assert capsys.readouterr().out.startswith("hello top_k 5 ")
