@@ -18,9 +18,10 @@ from ..run import Progress, Run, write_whole
 from ..schema import load_schema
 from ..similarity import SimilarTexts, in_blocks
 from .combine import Answered, combined
+from .keys import AnswerKeys
 from .prompts import sample_of
 from .streams import rows_file
-from .teach import answers, prompts_file, row_count
+from .teach import answers, prompts_file, row_count, taught_keys
 
 __all__ = ["curate", "is_valid_row", "reject", "repeats"]
 
@@ -31,6 +32,7 @@ Row = tuple[Prompt, list[Answered]]
 def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `train.jsonl`, `valid.jsonl`, `rejected.jsonl` (with reasons) and `stats.json`."""
     total = row_count(prompts_file(run))
+    keys = taught_keys(recipe, run)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     done = 0
@@ -46,7 +48,7 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
                     continue
                 name = "valid" if is_valid_row(prompt.id, recipe.curate.valid_share) else "train"
                 for one in verdict:
-                    files[name](_row(prompt, one.completion.text, _kept(one.completion)))
+                    files[name](_row(prompt, one.completion.text, _kept(prompt, one, keys)))
                     counts[name] += 1
             done += len(block)
             progress("curating", done, total)
@@ -62,11 +64,14 @@ def _row(prompt: Prompt, answer: str, more: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [turn.as_dict() for turn in turns], "_ed": {"id": prompt.id, **more}}
 
 
-def _kept(completion: Completion) -> dict[str, Any]:
-    """What goes along with a row: the probability of each answer, where the set of them is closed."""
-    if completion.answers is None:
-        return {}
-    return {"answers": {answer: round(share, 6) for answer, share in completion.answers.items()}}
+def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str, Any]:
+    """What goes along with a row: each answer's probability, where the set of them is closed; where its targets are."""
+    more: dict[str, Any] = {}
+    if one.completion.answers is not None:
+        more["answers"] = {answer: round(share, 6) for answer, share in one.completion.answers.items()}
+    if one.completion.targets is not None:
+        more["key"] = keys[one.teacher].of(prompt)[one.completion.sample]
+    return more
 
 
 class _Screen:

@@ -5,9 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .encode import EncodedExample
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["epoch_batches", "padded_share"]
+from .encode import EncodedExample
+from .packed import PackedExamples
+
+__all__ = ["epoch_batches", "lengths_of", "padded_share"]
+
+
+def lengths_of(examples: Sequence[EncodedExample]) -> NDArray[np.int64]:
+    """Tokens of each example; packed ones know theirs without being read."""
+    if isinstance(examples, PackedExamples):
+        return examples.lengths
+    return np.array([len(example.tokens) for example in examples], dtype=np.int64)
 
 
 def epoch_batches(examples: Sequence[EncodedExample], size: int, seed: int) -> list[list[int]]:
@@ -18,9 +29,10 @@ def epoch_batches(examples: Sequence[EncodedExample], size: int, seed: int) -> l
     [[0, 2], [1, 3]]
     """
     source = random.Random(seed)
+    lengths = lengths_of(examples).tolist()
     order = list(range(len(examples)))
     source.shuffle(order)
-    order.sort(key=lambda index: len(examples[index].tokens))
+    order.sort(key=lengths.__getitem__)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     source.shuffle(batches)
     return batches
@@ -28,6 +40,7 @@ def epoch_batches(examples: Sequence[EncodedExample], size: int, seed: int) -> l
 
 def padded_share(examples: Sequence[EncodedExample], batches: Sequence[Sequence[int]]) -> float:
     """Share of the batch's cells that hold no token."""
-    used = sum(len(examples[index].tokens) for batch in batches for index in batch)
-    cells = sum(len(batch) * max(len(examples[index].tokens) for index in batch) for batch in batches)
+    lengths = lengths_of(examples)
+    used = sum(int(lengths[list(batch)].sum()) for batch in batches)
+    cells = sum(len(batch) * int(lengths[list(batch)].max()) for batch in batches)
     return 1 - used / cells if cells else 0.0

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..chat import ChatTemplate
 from ..errors import InvalidInput
-from ..records import Example, Message
+from ..records import Example, Message, digest
+from ..run import file_sha256
 
 __all__ = ["EncodedExample", "Encoder"]
 
@@ -37,9 +38,16 @@ class Encoder:
         if not path.is_file():
             raise InvalidInput(f"{folder}: no tokenizer.json", "Use a folder saved with its tokenizer.")
         self._tokenizer = Tokenizer.from_file(str(path))
+        self._path = path
+        self._specials = frozenset(self.special_tokens())
         settings = read_json(folder / "tokenizer_config.json")
         self.eos = special(settings.get("eos_token"))
         self.template = ChatTemplate(_template(folder, settings), special(settings.get("bos_token")), self.eos)
+
+    @property
+    def identity(self) -> str:
+        """A digest of all that decides the token ids of a conversation."""
+        return digest(file_sha256(self._path), self.template.source, self.template.bos, self.template.eos)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text in which the names of special tokens stand for these tokens."""
@@ -69,9 +77,8 @@ class Encoder:
 
     def end_token(self, answer: Sequence[int]) -> int:
         """Index of the last special token of an answer: the one that ends it."""
-        specials = self.special_tokens()
         for index in range(len(answer) - 1, -1, -1):
-            if answer[index] in specials:
+            if answer[index] in self._specials:
                 return index
         raise InvalidInput("the chat template ends an answer without a special token", "Use an instruct model.")
 
