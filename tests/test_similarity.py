@@ -78,6 +78,9 @@ def test_case_spacing_punctuation_and_unicode_forms_make_no_difference(one: str,
 def test_texts_that_mean_something_else_are_left_alone(one: str, other: str, tmp_path: Path) -> None:
     with SimilarTexts(0.9, tmp_path) as seen:
         assert seen.screen([("first", one), ("second", other)]) == [None, None]
+    with SimilarTexts(0.9, tmp_path) as seen:
+        seen.add([("first", one)])
+        assert seen.twins([other]) == [None]
 
 
 def test_the_first_text_of_the_same_words_is_named(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def test_any_row_comes_back_as_it_was_in_the_order_of_the_keys(
 
 def test_a_key_keeps_its_first_answer(tmp_path: Path) -> None:
     with Store(tmp_path / "rows.sqlite") as store:
-        store.add(named("key"), completion("first"))
-        store.add(named("key"), completion("second"))
+        assert store.add(named("key"), completion("first")) is True
+        assert store.add(named("key"), completion("second")) is False
         assert store.get(named("key")) == completion("first")
         assert len(store) == 1
 
