@@ -118,7 +118,7 @@ def top_k(logits: NDArray[np.float32], mass: float, largest: int) -> Kept:
     to about 1e-6. Raises InvalidInput where the logits are no distribution.
 
     >>> ids, logprobs, tail = top_k(np.log(np.array([0.1, 0.6, 0.3], np.float32)), 0.8, 64)
-    >>> ids.tolist(), np.exp(logprobs).round(3).tolist(), round(tail, 3)
+    >>> ids.tolist(), np.exp(logprobs).astype(float).round(3).tolist(), round(tail, 3)
     ([1, 2], [0.6, 0.3], 0.1)
     """
     top, sums = _weights(logits)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from edgedistill.errors import InvalidInput
 from edgedistill.records import Completion
 from edgedistill.store import Store
-from edgedistill.targets import Capture, CaptureSettings, decode, encode, sampled, top_k
+from edgedistill.targets import HEADER, Capture, CaptureSettings, decode, encode, sampled, top_k
 
 TOP_K = CaptureSettings("top_k", 0.995, 64, 50)
 SAMPLED = CaptureSettings("sampled", 0.995, 64, 50)
@@ -42,10 +45,18 @@ def captured(settings: CaptureSettings, logits: NDArray[np.float32]) -> Capture:
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 999), st.sampled_from([2, 3, 17, 1000, 151_936]), st.integers(1, 6), st.floats(0, 12))
-def test_what_is_kept_comes_back_within_its_error(seed: int, vocabulary: int, count: int, spread: float) -> None:
+@given(
+    st.integers(0, 999),
+    st.sampled_from([2, 3, 17, 1000, 262_144]),
+    st.integers(1, 4),
+    st.floats(0, 12),
+    st.sampled_from([1, 64]),
+)
+def test_what_is_kept_comes_back_within_its_error(
+    seed: int, vocabulary: int, count: int, spread: float, largest: int
+) -> None:
     logits = rows(seed, vocabulary, count, spread)
-    found = decode(captured(TOP_K, logits).encoded())
+    found = decode(captured(replace(TOP_K, largest=largest), logits).encoded())
     assert found.profile == "top_k"
     assert list(found.tokens) == [int(row.argmax()) for row in logits]
     for place, row in enumerate(logits):
@@ -109,6 +120,42 @@ def test_damage_is_refused(at: int, value: int, settings: CaptureSettings, cut: 
         decode(damaged)
 
 
+@settings(max_examples=300)
+@given(st.integers(1, 5000), st.integers(0, 255), st.sampled_from([TOP_K, SAMPLED]), st.booleans(), st.booleans())
+def test_damage_that_the_checksum_hides_does_no_more_than_be_refused(
+    at: int, value: int, settings: CaptureSettings, in_header: bool, cut: bool
+) -> None:
+    body = bytearray(captured(settings, rows(1, 500, 4, 2.0)).encoded()[:-4])
+    at = 1 + at % ((HEADER.size if in_header else len(body)) - 1)
+    body[at] = value
+    if cut:
+        del body[at:]
+    try:
+        found = decode(bytes(body) + struct.pack("<I", zlib.crc32(body)))
+    except InvalidInput:
+        return
+    assert found.offsets[-1] == len(found.ids) == len(found.logprobs)
+    assert found.ids.min() >= 0
+
+
+@pytest.mark.parametrize("kept", [TOP_K, SAMPLED])
+@pytest.mark.parametrize("logits", [[0.0, np.nan], [-np.inf, -np.inf], [0.0, np.inf]])
+def test_logits_that_are_no_distribution_are_refused(kept: CaptureSettings, logits: list[float]) -> None:
+    with pytest.raises(InvalidInput, match="logits"):
+        Capture(kept, 2, seed=1).add(0, np.array(logits, np.float32))
+
+
+@pytest.mark.parametrize("kept", [TOP_K, SAMPLED])
+def test_an_answer_without_tokens_has_a_blob(kept: CaptureSettings) -> None:
+    found = decode(Capture(kept, 9, seed=1).encoded())
+    assert (len(found.tokens), len(found.ids), found.offsets.tolist()) == (0, 0, [0])
+
+
+def test_ties_come_by_rising_id() -> None:
+    ids, _, _ = top_k(np.array([0.0, 1.0, 0.0, 1.0, -np.inf], np.float32), 1.0, 4)
+    assert ids.tolist() == [1, 3, 0, 2]
+
+
 def test_the_first_positions_alone_and_a_copy_are_their_own() -> None:
     capture = captured(TOP_K, rows(2, 300, 5, 3.0))
     assert len(decode(capture.encoded(3)).tokens) == 3
@@ -117,11 +164,23 @@ def test_the_first_positions_alone_and_a_copy_are_their_own() -> None:
     assert [len(decode(one.encoded()).tokens) for one in (capture, other)] == [5, 6]
 
 
-def test_the_documents_example_reads_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kept", [TOP_K, SAMPLED])
+@pytest.mark.parametrize(("vocabulary", "repeats"), [(300, 1), (5000, 30), (262_144, 12)])
+def test_the_documents_example_reads_a_store(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kept: CaptureSettings,
+    vocabulary: int,
+    repeats: int,
+) -> None:
     path = tmp_path / "teacher.sqlite"
-    blob = captured(TOP_K, rows(2, 300, 5, 3.0)).encoded()
+    blob = captured(kept, np.tile(rows(2, vocabulary, 2, 9.0), (repeats, 1))).encoded()
+    assert bool(HEADER.unpack_from(blob)[6]) == (repeats > 1)  # ids as they are, or by their place among the distinct
     with Store(path) as store:
-        store.add("ab" * 32, Completion("id", "hello", "stop", 1, 5, 0.1, targets=blob))
+        store.add("ab" * 32, Completion("id", "hello", "stop", 1, 2 * repeats, 0.1, targets=blob))
     (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     exec(example, {"path": path})
-    assert capsys.readouterr().out.startswith("hello top_k 5 ")
+    found = decode(blob)
+    entries = np.split(found.ids, found.offsets[1:-1])
+    expected = [" ".join(map(str, [token, *ids])) for token, ids in zip(found.tokens, entries, strict=True)]
+    assert capsys.readouterr().out.splitlines() == expected
