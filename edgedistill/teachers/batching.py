@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..llamacpp.grammar import Grammar, GrammarState
 from ..llamacpp.sampling import Sampling, choose
 from ..targets import Capture
-from .decoder import Decoder, Pending, next_chunks
+from .decoder import Chunk, Decoder, Pending, feed, next_chunks
 
 __all__ = ["Answer", "Request", "answered"]
 
@@ -21,6 +21,7 @@ __all__ = ["Answer", "Request", "answered"]
 class Request:
     """One text: the tokens that come after the prefix, and how to go on, or how it goes on.
 
+    The samples of a prompt come one after another, from 0 to `sampling.samples`: their prompt is decoded once.
     `given` are the tokens of an answer that is there already, with the one that ends it: it is only looked at.
     """
 
@@ -89,21 +90,24 @@ class _Slot:
 class _Batch:
     """The requests that are under way."""
 
-    def __init__(self, decoder: Decoder, grammar: Grammar | None, ends: frozenset[int]) -> None:
+    def __init__(self, decoder: Decoder, grammar: Grammar | None, ends: frozenset[int], root: int) -> None:
         self._decoder = decoder
         self._grammar = grammar
         self._ends = ends
+        self._root = root
+        self._behind_root: NDArray[np.float32] | None = None
         self.slots: dict[int, _Slot] = {}
 
     def admit(self, number: int, request: Request) -> None:
         """Take up a request."""
         sampling, given = request.sampling, request.given
+        decoded = self._decode_once(number, request) if sampling.samples > 1 else None
         slot = self.slots[number] = _Slot(
             request=request,
             state=self._grammar.begin() if self._grammar and not given else None,
             random=np.random.default_rng(sampling.seed) if sampling.temperature > 0 else None,
             capture=Capture(sampling.capture, self._decoder.vocab_size, sampling.seed) if sampling.capture else None,
-            pending=Pending(list(request.tokens)),
+            pending=Pending(list(request.tokens)) if decoded is None else Pending([], 0),
             started=time.perf_counter(),
         )
         if given:
@@ -111,6 +115,17 @@ class _Batch:
             slot.end(given[-1])
         elif slot.state is not None and (forced := slot.state.forced()):
             slot.append(forced)
+        if decoded is not None and (slot.capture is not None or not slot.known):
+            self._look(slot, decoded)
+
+    def _decode_once(self, number: int, request: Request) -> NDArray[np.float32] | None:
+        """Make a slot hold the prompt of a request, which all its samples have in common; the logits behind it."""
+        if request.sample == 0:
+            self._behind_root = feed(self._decoder, {self._root: Chunk(request.tokens)})[self._root][0]
+        self._decoder.fork(self._root, [number])
+        if request.sample == request.sampling.samples - 1:
+            self._decoder.free([self._root])
+        return self._behind_root
 
     def step(self) -> list[int]:
         """Decode once; return the slots whose answer is whole, or as long as it may be."""
@@ -149,7 +164,7 @@ def answered(
     decoder: Decoder, requests: Iterable[Request], slots: int, grammar: Grammar | None, ends: frozenset[int]
 ) -> Generator[Answer, None, None]:
     """Yield one answer per request, in the order they finish; a request is taken when a slot is free."""
-    batch = _Batch(decoder, grammar, ends)
+    batch = _Batch(decoder, grammar, ends, root=slots)
     waiting = iter(requests)
     free = list(range(slots - 1, -1, -1))
     more = True
@@ -169,4 +184,4 @@ def answered(
             for slot in finished.values():
                 yield slot.result()
     finally:
-        decoder.free(list(batch.slots))
+        decoder.free([*batch.slots, slots])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInput
 
-__all__ = ["Chunk", "Decoder", "Logits", "Pending", "feed", "must_fit", "next_chunks"]
+__all__ = ["Chunk", "Decoder", "Logits", "Pending", "feed", "first_line", "must_fit", "next_chunks"]
 
 Logits = NDArray[np.float32]
 STEP_TOKENS = 512  # tokens that one step appends at most, to all texts together: it bounds a step's memory
@@ -99,3 +99,8 @@ def must_fit(decoder: Decoder, length: int) -> None:
             f"the longest prompt and its answer need {length} tokens, the model knows {decoder.context}",
             "Shorten the prompt or the teacher's guide and examples, or use another model.",
         )
+
+
+def first_line(error: Exception) -> str:
+    """What a library has to say of its error, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

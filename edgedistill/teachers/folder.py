@@ -89,6 +89,7 @@ class FolderTeacher:
             settings.top_p,
             top_k=settings.top_k,
             min_p=settings.min_p,
+            samples=settings.samples,
             capture=_capture(settings) if settings.targets != "none" else None,
         )
         for prompt in prompts:

@@ -14,7 +14,7 @@ from mlx_lm.utils import load_model
 
 from ..errors import InvalidInput
 from . import TeacherTask
-from .decoder import STEP_LOGITS, STEP_TOKENS, Chunk, Logits
+from .decoder import STEP_LOGITS, STEP_TOKENS, Chunk, Logits, first_line
 from .folder import FolderTeacher
 
 __all__ = ["MlxDecoder", "load"]
@@ -38,7 +38,9 @@ class MlxDecoder:
         try:
             self._model, config = load_model(folder)  # runs no code of the folder's
         except ValueError as error:
-            raise InvalidInput(f"{folder}: {error}", "Use it with the 'transformers' or 'llamacpp' backend.") from error
+            raise InvalidInput(
+                f"{folder}: {first_line(error)}", "Use it with the 'transformers' or 'llamacpp' backend."
+            ) from error
         if mx.default_device() == mx.Device(mx.cpu):
             self._model.set_dtype(mx.float32)  # a CPU has no faster arithmetic here
         self.vocab_size = int(self._model(mx.array([[0]])).shape[-1])

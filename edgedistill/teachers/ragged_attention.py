@@ -84,13 +84,15 @@ class Memory:
             for kept in layer.own:
                 kept[rows, :, :length] = kept[row, :, :length].clone()
 
-    def keep_as_prefix(self, slot: int) -> None:
-        """Make a text the prefix of all."""
+    def add_to_prefix(self, slot: int) -> None:
+        """Put a text behind the prefix of all."""
         row, length = self.row(slot), self.length(slot)
         for layer in self._layers.values():
-            layer.prefix = [kept[row, :, :length].clone() for kept in layer.own]
+            new = [kept[row, :, :length] for kept in layer.own]
+            before = layer.prefix or [one[:, :0] for one in new]
+            layer.prefix = [torch.cat(pair, dim=1) for pair in zip(before, new, strict=True)]
             layer.own = []
-        self.prefix = length
+        self.prefix += length
         self.free([slot])
 
     def clear(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from ..errors import InvalidInput
 from ..run import cores
 from . import TeacherTask
-from .decoder import STEP_TOKENS, Chunk, Logits
+from .decoder import STEP_TOKENS, Chunk, Logits, first_line
 from .folder import FolderTeacher
 from .ragged_attention import Memory, Options, Step
 
@@ -25,6 +25,7 @@ __all__ = ["TorchDecoder", "load"]
 
 ATTENTION = "edgedistill-ragged"
 LAYERS = {"full_attention", "sliding_attention"}
+OTHER_BACKENDS = "Use it as a GGUF file with the 'llamacpp' backend, or with 'mlx'."
 UNKNOWN = 1 << 30  # the context of a model whose config does not state it
 PROBE = 24  # tokens on which the replaced attention is compared with the model's own
 ALIKE = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # nats of KL divergence that are only rounding
@@ -52,7 +53,7 @@ class TorchDecoder:
         if not kinds <= LAYERS or not type(self._model)._supports_attention_backend or not self._is_true():
             raise InvalidInput(
                 f"{folder}: the attention of {type(self._model).__name__} cannot share a prefix here",
-                "Use it as a GGUF file with the 'llamacpp' backend.",
+                OTHER_BACKENDS,
             )
 
     def start(self, prefix: Sequence[int]) -> None:
@@ -60,8 +61,7 @@ class TorchDecoder:
         self._memory.clear()
         for begin in range(0, len(prefix), STEP_TOKENS):
             self.step({0: Chunk(prefix[begin : begin + STEP_TOKENS], 0)})
-        if prefix:
-            self._memory.keep_as_prefix(0)
+            self._memory.add_to_prefix(0)
 
     def step(self, chunks: Mapping[int, Chunk]) -> dict[int, Logits]:
         """Append to some slots in one forward pass; the wanted logits of each."""
@@ -149,14 +149,17 @@ def _pretrained(folder: Path) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     AttentionInterface.register(ATTENTION, _attend)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        dtype=compute_dtype(),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        attn_implementation="eager",
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=compute_dtype(),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="eager",
+        )
+    except ValueError as error:
+        raise InvalidInput(f"{folder}: {first_line(error)}", OTHER_BACKENDS) from error
     return model.to(device()).eval()
 
 
