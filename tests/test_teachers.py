@@ -167,6 +167,25 @@ def test_every_sample_of_every_prompt_is_given_once_and_repeats(backend: str, mo
     teacher.close()
 
 
+@pytest.mark.parametrize("schema", [SCHEMA, None], ids=["schema", "free"])
+def test_samples_of_a_prompt_begin_from_the_same_distribution(
+    scoring: str, models: PicoModels, schema: dict[str, Any] | None
+) -> None:
+    teacher = teacher_of(scoring, models, schema)
+    settings = TeachSettings(max_tokens=32, slots=3, temperature=1.0, samples=4, targets="top_k")
+    first: dict[str, dict[int, float]] = {}
+    for one in teacher.complete(prompts(4), settings, 0):
+        targets = targets_of(one)
+        assert len(targets.tokens) - one.completion_tokens == (schema is None and one.finish_reason == "stop")
+        start = kept(targets, 0)
+        other = first.setdefault(one.prompt_id, start)
+        alike = [token for token in start if token in other]
+        assert [start[token] for token in alike] == pytest.approx([other[token] for token in alike], abs=ROUNDING)
+        assert len(alike) > 0.8 * len(start)
+    assert len(first) == 4
+    teacher.close()
+
+
 @pytest.mark.parametrize("schema", [SCHEMA, None], ids=["closed", "open"])
 def test_prompts_are_taken_only_as_there_is_room(backend: str, models: PicoModels, schema: dict[str, Any]) -> None:
     taken = 0

@@ -210,10 +210,10 @@ class BatchEngine:
             if slot.expected and slot.capture is not None:
                 slot.capture.add(slot.expected.pop(0), logits)
             else:
-                self._choose(slot, logits)
-                for sample, sibling in enumerate(slot.siblings, start=1):
+                for sample, sibling in enumerate(slot.siblings, start=1):  # before the first one chooses for itself
                     self._fork(number, sample, sibling, logits)
                 slot.siblings = []
+                self._choose(slot, logits)
         slot.done = slot.done or (slot.closing and not slot.pending)
 
     def _fork(self, first: int, sample: int, number: int, logits: NDArray[np.float32]) -> None:
