@@ -205,9 +205,26 @@ def package(recipe: Path | None, verify: Path | None, **flags: Any) -> None:
 @cli.command(help=f"{next(s.help for s in STAGES if s.name == 'teach')} One stage of RECIPE.")
 @recipe_argument
 @click.option("--dry-run", is_flag=True, help="Ask 8 rows, throw the answers away, say what all of them will take.")
+@click.option("--export", "export", metavar="FILE", type=click.Path(path_type=Path), help="Write the answers to FILE.")
+@click.option("--todo", is_flag=True, help="With --export: write requests for the answers that are not there yet.")
+@click.option("--import", "taken", metavar="FILE", type=click.Path(path_type=Path), help="Take in the answers of FILE.")
 @llama_cpp_option
 @run_options
-def teach(recipe: Path, dry_run: bool, **flags: Any) -> None:
+def teach(recipe: Path, dry_run: bool, export: Path | None, todo: bool, taken: Path | None, **flags: Any) -> None:
+    if dry_run + (export is not None) + (taken is not None) > 1:
+        raise click.UsageError("--dry-run, --export and --import are three things: ask for one.")
+    if todo and export is None:
+        raise click.UsageError("--todo says what --export writes: add --export FILE.")
+    if export is not None:
+        from .commands.rows import export_answers
+
+        export_answers(recipe, export, todo, **flags)
+        return
+    if taken is not None:
+        from .commands.rows import import_answers
+
+        import_answers(recipe, taken, **flags)
+        return
     if dry_run:
         from .commands.estimate import show_estimate
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,68 @@ def test_repeated_prompts_are_dropped_before_they_are_paid_for(tmp_path: Path) -
     first = read_prompts(tmp_path / "prompts.jsonl")[0]
     assert [(row["_ed"]["reason"], row["_ed"]["of"]) for row in dropped] == [("exact duplicate", first.id)]
     assert kept(out, "prompts.jsonl") == ["Light on, please", "bye"]
+
+
+# -- several answers, and what is known of them
+
+
+def sampled(folder: Path, answers: dict[str, list[Completion]], settings: str) -> tuple[Recipe, Run]:
+    """A run whose teacher has given several answers to each prompt."""
+    _, run = taught(folder, {text: ("", "stop") for text in answers})
+    text = (folder / "recipe.toml").read_text(encoding="utf-8")
+    count = max(map(len, answers.values()))
+    (folder / "recipe.toml").write_text(f"{text}{settings}\n[teach]\ntemperature = 1.0\nsamples = {count}\n")
+    (run.folder("teach") / "teacher.sqlite").unlink()
+    with Store(run.folder("teach") / "teacher.sqlite") as store:
+        for prompt in read_prompts(folder / "prompts.jsonl"):
+            for sample, one in enumerate(answers[prompt.text]):
+                store.add(row_key(prompt, "identity", sample), replace(one, prompt_id=prompt.id, sample=sample))
+    run.finish("teach", "key", {"teachers": [{"identity": "identity"}], "failed": 0}, 1.0)
+    return load_recipe(folder), run
+
+
+def rows_of(out: Path, name: str = "train.jsonl") -> list[tuple[str, str, dict[str, Any]]]:
+    """Prompt, answer and our own fields of each row."""
+    return [
+        (row["messages"][0]["content"], row["messages"][1]["content"], row["_ed"]) for _, row in read_rows(out / name)
+    ]
+
+
+def test_several_answers_become_one_by_a_vote(tmp_path: Path) -> None:
+    other = '{"a": 2}'
+    votes = {
+        "most say one": [completion(GOOD), completion(other), completion('{"a":1}')],
+        "each says something else": [completion(GOOD), completion(other), completion('{"a": 3}')],
+    }
+    _, reasons, out = curated(*sampled(tmp_path, votes, "agreement = 0.6"))
+    assert [row[:2] for row in rows_of(out)] == [("most say one", GOOD)]
+    assert reasons == {"each says something else": "teachers disagree"}
+
+
+def test_a_union_keeps_every_different_answer_that_is_good(tmp_path: Path) -> None:
+    several = {"say anything": [completion(GOOD), completion('{"a": 2}'), completion('{"a": 1.0}'), completion("no")]}
+    recipe, run = sampled(tmp_path, several, 'combine = "union"')
+    stats, _, out = curated(recipe, run)
+    assert [row[1] for row in rows_of(out)] == [GOOD, '{"a": 2}']
+    assert (stats["prompts"], stats["train"]) == (1, 2)
+
+
+def test_an_answer_that_the_teacher_is_not_sure_of_is_rejected(tmp_path: Path) -> None:
+    sure = replace(completion(GOOD), answers={GOOD: 0.9, '{"a":2}': 0.1})
+    unsure = replace(completion(GOOD), answers={GOOD: 0.5, '{"a":2}': 0.5})
+    _, reasons, out = curated(*sampled(tmp_path, {"surely": [sure], "maybe": [unsure]}, "confidence = 0.6"))
+    assert reasons == {"maybe": "low confidence"}
+    ((_, _, own),) = rows_of(out)
+    assert own["answers"] == {GOOD: 0.9, '{"a":2}': 0.1}
+    assert "key" not in own
+
+
+def test_a_row_says_where_its_targets_are(tmp_path: Path) -> None:
+    soft = replace(completion(GOOD), targets=b"blob")
+    recipe, run = sampled(tmp_path, {"one": [completion('{"a": 2}'), soft, soft]}, "")
+    _, _, out = curated(recipe, run)
+    ((_, _, own),) = rows_of(out)
+    with Store(run.folder("teach") / "teacher.sqlite", read_only=True) as store:
+        found = store.get(own["key"])
+    assert found is not None
+    assert (found.sample, found.targets, found.text) == (1, b"blob", GOOD)

@@ -74,7 +74,7 @@ def test_batches_of_packed_examples_are_those_of_a_list(tmp_path: Path) -> None:
     assert padded_share(found, batches) == padded_share(examples, batches)
 
 
-@pytest.mark.parametrize("name", ["tokens.u32", "ends.u64", "starts.u32", "ids.s32"])
+@pytest.mark.parametrize("name", ["tokens.u32", "lengths.u32", "starts.u32", "ids.s32"])
 def test_what_is_not_whole_is_made_again(tmp_path: Path, name: str) -> None:
     examples = [EncodedExample(str(n), (1, 2, 3), 1) for n in range(5)]
     folder = tmp_path / "rows" / "key"

@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedistill.errors import InvalidInput
-from edgedistill.records import ROLES, Example, Message, Prompt, digest, json_lines, read_prompts, read_rows
+from edgedistill.records import (
+    ROLES,
+    Example,
+    Message,
+    Place,
+    Prompt,
+    digest,
+    iter_prompts,
+    json_lines,
+    placed_prompts,
+    read_prompts,
+    read_rows,
+)
 
 ROW = {"messages": [{"role": "user", "content": "hello"}]}
 MESSAGES = st.lists(
@@ -92,6 +104,24 @@ def test_prompts_survive_the_round_trip_through_a_file(
     path = tmp_path_factory.mktemp("rows") / "prompts.jsonl"
     path.write_bytes(json_lines({"messages": [m.as_dict() for m in messages]} for messages in conversations))
     assert [list(prompt.messages) for prompt in read_prompts(path)] == conversations
+
+
+def test_reading_goes_on_from_any_place(tmp_path: Path) -> None:
+    path = prompts_of(
+        tmp_path, as_bytes(), b"", as_bytes(tags=["t"]), as_bytes(messages=[{"role": "user", "content": "ü"}])
+    )
+    whole = list(placed_prompts(path))
+    assert [place.line for place, _ in whole] == [1, 3, 4]
+    assert whole[-1][0] == Place(path.stat().st_size, 4)
+    for number, (place, _) in enumerate(whole, start=1):
+        assert list(placed_prompts(path, place)) == whole[number:]
+
+
+def test_a_faulty_line_is_met_only_when_it_is_reached(tmp_path: Path) -> None:
+    rows = iter_prompts(prompts_of(tmp_path, as_bytes(), b"{"))
+    assert next(rows).text == "hello"
+    with pytest.raises(InvalidInput, match=r"prompts\.jsonl:2"):
+        next(rows)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5))

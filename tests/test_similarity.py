@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedistill.similarity import SimilarTexts, Twin, jaccard, normalised, shingles
+from edgedistill.errors import Stopped
+from edgedistill.similarity import SimilarTexts, Twin, in_blocks, jaccard, normalised, shingles
+from edgedistill.similarity import seen as seen_texts
 
 WORDS: tuple[str, ...] = (
     "please",
@@ -123,3 +126,65 @@ def test_blocks_of_any_size_find_the_same(size: int, tmp_path: Path) -> None:
             return [twin for block in blocks for twin in seen.screen(block)]
 
     assert twins(size) == twins(50)
+
+
+def texts_of_all_lengths(count: int, longest: int) -> list[str]:
+    """Texts of which many are others with a word or two changed, some behind punctuation that means nothing."""
+    source = random.Random(2)
+    words = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=source.randint(2, 8))) for _ in range(150)]
+    texts: list[str] = []
+    for _ in range(count):
+        if texts and source.random() < 0.5:
+            changed = source.choice(texts).split()
+            for _ in range(source.randint(0, 2)):
+                changed[source.randrange(len(changed))] = source.choice(words)
+            texts.append(" ".join(changed) + source.choice(["", "!", " yes"]))
+        else:
+            texts.append(" ".join(source.choices(words, k=source.randint(1, longest))))
+    return texts
+
+
+def first_twins(texts: list[str], threshold: float) -> list[Twin | None]:
+    """What `screen` must find, by comparing every text with all that were kept before it."""
+    kept: list[tuple[str, str, set[str]]] = []
+    found: list[Twin | None] = []
+    for number, text in enumerate(texts):
+        mine, words = shingles(text), normalised(text)
+        similar = [(words != other, name) for name, other, theirs in kept if jaccard(mine, theirs) >= threshold]
+        twin = min(similar, default=None, key=lambda one: (one[0], int(one[1])))
+        if twin is None:
+            kept.append((str(number), words, mine))
+        found.append(None if twin is None else Twin(twin[1], not twin[0]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("threshold", "longest"), [(0.5, 12), (0.7, 12), (0.85, 12), (0.85, 160), (0.9, 160), (1.0, 160)]
+)
+def test_screening_finds_what_comparing_every_pair_finds(
+    threshold: float, longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("READ", "PAIRS"):
+        monkeypatch.setattr(seen_texts, name, 37)  # so that the files are read in several parts
+    texts = texts_of_all_lengths(300, longest)
+    rows = [(str(number), text) for number, text in enumerate(texts)]
+    with SimilarTexts(threshold, tmp_path, texts[::10]) as seen:
+        found = [twin for start in range(0, len(rows), 90) for twin in seen.screen(rows[start : start + 90])]
+    wanted = first_twins(texts, threshold)
+    assert found == wanted
+    assert 30 < sum(twin is not None for twin in wanted) < 270
+
+
+def test_blocks_hold_so_many_rows_or_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen_texts, "BLOCK", 3)
+    monkeypatch.setattr(seen_texts, "BLOCK_CHARACTERS", 10)
+    texts = ["a", "bb", "c", "d", "a" * 30, "e"]
+    assert list(in_blocks(iter(texts), str)) == [["a", "bb", "c"], ["d", "a" * 30], ["e"]]
+
+
+def test_a_full_disk_stops_in_one_line(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(1 << 18)
+    rows = [(str(one), f"{one * 7919} and {one * 104729}") for one in range(5000)]
+    with SimilarTexts(0.9, disk) as seen, pytest.raises(Stopped, match=r"\(0 MB free\)"):
+        seen.screen(rows)
+    assert not list(disk.iterdir())

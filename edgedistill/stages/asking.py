@@ -87,6 +87,7 @@ class _Open:
 
     prompt: Prompt
     keys: list[str]
+    missing: set[str]
     row: _Row
 
 
@@ -142,24 +143,28 @@ class Asking:
                 self.tally.know(row.rows, row.tokens)
                 self._follow(row)
                 if row.left:
-                    self.open[prompt.id] = _Open(prompt, keys, row)
+                    self.open[prompt.id] = _Open(prompt, keys, {key for key in keys if key not in held}, row)
                     yield prompt
         self.read_all = True
 
     def _take(self, completion: Completion) -> bool:
         """Store a completion; return whether it is new."""
         asked = self.open.get(completion.prompt_id)
-        if asked is None:  # all answers of that prompt were there already
+        key = asked.keys[completion.sample] if asked else ""
+        if asked is None or key not in asked.missing:  # it was there already
             return False
-        if not self.store.add(asked.keys[completion.sample], completion, self.number):
-            return False
+        is_new = self.store.add(key, completion, self.number)
+        asked.missing.discard(key)
         row = asked.row
         row.left, row.rows, row.tokens = row.left - 1, row.rows + 1, row.tokens + completion.completion_tokens
         if row.left == 0:
             del self.open[completion.prompt_id]
             self._advance()
-        self.tally.add(completion)
-        return True
+        if is_new:
+            self.tally.add(completion)
+        else:  # by the same prompt, once more in the file
+            self.tally.know(1, completion.completion_tokens)
+        return is_new
 
     def _follow(self, row: _Row) -> None:
         if self._order is not None:

@@ -40,7 +40,7 @@ def parameters(recipe: Recipe) -> dict[str, Any]:
     elif settings.targets == "sampled":
         found["targets"] = ["sampled", settings.target_draws, recipe.seed]
     elif settings.closed and settings.samples == 1 and closed_answers(load_schema(recipe)) is not None:
-        found["closed"] = True
+        found["closed"] = settings.closed_floor
     return found
 
 

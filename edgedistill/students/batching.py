@@ -14,11 +14,11 @@ from .packed import PackedExamples
 __all__ = ["epoch_batches", "lengths_of", "padded_share"]
 
 
-def lengths_of(examples: Sequence[EncodedExample]) -> NDArray[np.int64]:
+def lengths_of(examples: Sequence[EncodedExample]) -> NDArray[np.uint32]:
     """Tokens of each example; packed ones know theirs without being read."""
     if isinstance(examples, PackedExamples):
         return examples.lengths
-    return np.array([len(example.tokens) for example in examples], dtype=np.int64)
+    return np.array([len(example.tokens) for example in examples], dtype=np.uint32)
 
 
 def epoch_batches(examples: Sequence[EncodedExample], size: int, seed: int) -> list[list[int]]:

@@ -17,20 +17,19 @@ from .encode import EncodedExample
 __all__ = ["PackedExamples", "packed"]
 
 # all little-endian, one value a row but in TOKENS: token ids, one example's after another's
-TOKENS, ENDS, STARTS, IDS = "tokens.u32", "ends.u64", "starts.u32", "ids.s32"
-TYPES = {TOKENS: "<u4", ENDS: "<u8", STARTS: "<u4", IDS: "S32"}
+TOKENS, LENGTHS, STARTS, IDS = "tokens.u32", "lengths.u32", "starts.u32", "ids.s32"
+TYPES = {TOKENS: "<u4", LENGTHS: "<u4", STARTS: "<u4", IDS: "S32"}
 
 
 class PackedExamples(Sequence[EncodedExample]):
     """The examples in a folder; each is made when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        ends = np.fromfile(folder / ENDS, dtype=TYPES[ENDS])
-        self._starts = np.fromfile(folder / STARTS, dtype=TYPES[STARTS])
-        self._tokens, self._ids = (_mapped(folder / name, TYPES[name]) for name in (TOKENS, IDS))
-        self._bounds = np.concatenate([np.zeros(1, np.int64), ends.astype(np.int64)])
-        self.lengths: NDArray[np.int64] = np.diff(self._bounds)
+        self.lengths: NDArray[np.uint32] = np.fromfile(folder / LENGTHS, dtype=TYPES[LENGTHS])
         """Tokens of each example."""
+        self._bounds = np.zeros(len(self.lengths) + 1, dtype=np.int64)
+        np.cumsum(self.lengths, out=self._bounds[1:])
+        self._starts, self._tokens, self._ids = (_mapped(folder / name, TYPES[name]) for name in (STARTS, TOKENS, IDS))
 
     @property
     def is_whole(self) -> bool:
@@ -87,17 +86,15 @@ def _whole(folder: Path) -> PackedExamples | None:
 
 
 def _write(folder: Path, examples: Iterable[EncodedExample]) -> None:
-    end = 0
     with (
         (folder / TOKENS).open("wb") as tokens,
-        (folder / ENDS).open("wb") as ends,
+        (folder / LENGTHS).open("wb") as lengths,
         (folder / STARTS).open("wb") as starts,
         (folder / IDS).open("wb") as ids,
     ):
         for example in examples:
-            end += len(example.tokens)
             tokens.write(np.array(example.tokens, dtype=TYPES[TOKENS]).tobytes())
-            ends.write(end.to_bytes(8, "little"))
+            lengths.write(len(example.tokens).to_bytes(4, "little"))
             starts.write(example.start.to_bytes(4, "little"))
             ids.write(example.id.encode()[:32].ljust(32, b"\0"))
 
