@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInput
-from .records import Message
+from .records import Message, read_json
 
-__all__ = ["ChatTemplate", "json_instance", "with_system"]
+__all__ = ["ChatTemplate", "folder_template", "json_instance", "with_system"]
 
 FUEL = 5_000_000
 LARGEST_OUTPUT = 4 << 20
@@ -49,6 +50,28 @@ class ChatTemplate:
         if len(text) > LARGEST_OUTPUT:
             raise InvalidInput(f"chat template: output of {len(text)} characters", "Do not use this model.")
         return str(text)
+
+
+def folder_template(folder: Path) -> ChatTemplate:
+    """The chat template of a Hugging Face folder: its chat_template.jinja, else the one in tokenizer_config.json.
+
+    Raises InvalidInput where there is none, or several.
+    """
+    settings = read_json(folder / "tokenizer_config.json", required=False)
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template") or ""
+    if not isinstance(template, str):
+        raise InvalidInput(f"{folder}: several chat templates", "Keep the one to use in chat_template.jinja.")
+    return ChatTemplate(template, _special(settings.get("bos_token")), _special(settings.get("eos_token")))
+
+
+def _special(token: Any) -> str:
+    """The text of a special token, in either of the forms that tokenizer_config.json knows.
+
+    >>> _special({"content": "<s>"}), _special(None)
+    ('<s>', '')
+    """
+    return str(token["content"]) if isinstance(token, dict) else token or ""
 
 
 def with_system(system: str, messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -20,10 +20,9 @@ from .models import Identity, check_gguf, identify, vet_licence
 from .recipe import Recipe, TeacherSettings
 from .records import Example, Message, Prompt, read_prompts
 from .run import Run, free_space
-from .schema import closed_answers, load_schema
+from .schema import closed_answers, kept_answers, load_schema, schema_validator
 from .stages.bench import timed_prompts
 from .stages.combine import verifier_command
-from .stages.curate import schema_validator
 from .stages.teach import WHOLE
 from .students import require_student
 from .students.encode import Encoder
@@ -86,7 +85,7 @@ def _schema(recipe: Recipe, run: Run) -> str:
     if answers is None:
         return f"{recipe.schema_file}"
     found = f"{recipe.schema_file}; closed set of {len(answers)} answers"
-    if recipe.teach.closed and recipe.teach.samples == 1 and recipe.teach.targets == "none":
+    if kept_answers(schema, recipe.teach) is not None:
         return f"{found}, each with its probability"
     return f"{found}, of which one is written out"
 

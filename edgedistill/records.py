@@ -30,6 +30,8 @@ __all__ = [
     "placed_lines",
     "placed_prompts",
     "prompt_id",
+    "prompt_seed",
+    "read_json",
     "read_prompts",
     "read_rows",
 ]
@@ -242,6 +244,15 @@ def prompt_id(messages: Sequence[Message]) -> str:
     return digest([message.as_dict() for message in messages])[:16]
 
 
+def prompt_seed(seed: int, identity: str, sample: int = 0) -> int:
+    """A seed of its own for every answer to every prompt, whatever else is asked; below 2**63.
+
+    >>> prompt_seed(0, "0000000a", 1)
+    11
+    """
+    return ((seed ^ int(identity[:8], 16)) + sample) % 2**63
+
+
 def messages_of(where: str, row: dict[str, Any]) -> tuple[Message, ...]:
     """The messages of a row, or InvalidInput that says where and what."""
     messages = row.get("messages")
@@ -255,3 +266,21 @@ def messages_of(where: str, row: dict[str, Any]) -> tuple[Message, ...]:
         if not isinstance(message.get("content"), str):
             raise InvalidInput(f"{where}: a message needs a content that is text", "Write its content as a string.")
     return tuple(Message(message["role"], message["content"]) for message in messages)
+
+
+def read_json(path: Path, required: bool = True) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where it is not there and not required.
+
+    Raises InvalidInput with the file's name.
+    """
+    if not required and not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}", "Use a complete Hugging Face folder.") from error
+    except ValueError as error:
+        raise InvalidInput(f"{path}: not JSON ({error})", "Fetch the file again.") from error
+    if not isinstance(data, dict):
+        raise InvalidInput(f"{path}: not a JSON object", "Fetch the file again.")
+    return data

@@ -20,11 +20,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from .errors import EdgeDistillError, Stopped
 
-__all__ = ["Progress", "Run", "file_sha256", "free_space", "open_run", "stop_if_asked", "sweep", "write_whole"]
+__all__ = [
+    "Progress",
+    "Run",
+    "file_sha256",
+    "free_space",
+    "open_run",
+    "stop_if_asked",
+    "sweep",
+    "whole_file",
+    "write_whole",
+]
 
 State = Literal["missing", "partial", "done", "stale"]
 STAGE_FILE = "stage.json"
@@ -38,22 +48,33 @@ class Progress(Protocol):
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write whole or not at all: a reader never sees half a file.
+    """Write whole or not at all, in a folder that is made where it is not there. Raises what `whole_file` raises."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_room(path, error) from error
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that has its name once the block has ended without an error: a reader never sees half of it.
 
     Raises EdgeDistillError that names the file where the disk is full or not writable.
     """
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise no_room(path, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def no_room(path: Path, error: OSError) -> EdgeDistillError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 from .errors import InvalidInput
-from .recipe import Recipe
+from .recipe import Recipe, TeachSettings
 
-__all__ = ["LARGEST", "closed_answers", "load_schema"]
+__all__ = ["LARGEST", "closed_answers", "kept_answers", "load_schema", "schema_validator"]
 
 LARGEST = 256  # answers; a larger set is sampled under the grammar instead
 
@@ -53,6 +54,25 @@ def load_schema(recipe: Recipe) -> dict[str, Any] | None:
     if re.search(r'"\$(ref|dynamicRef)":\s*"[^#]', json.dumps(schema)):
         raise InvalidInput(f"{path}: refers to another file or address", "Write the schema into this one file.")
     return schema
+
+
+def kept_answers(schema: dict[str, Any] | None, settings: TeachSettings) -> tuple[str, ...] | None:
+    """The closed set whose probabilities a teacher keeps instead of writing one answer; None where it writes one."""
+    is_asked = settings.closed and settings.samples == 1 and settings.targets == "none"
+    return closed_answers(schema) if is_asked else None
+
+
+def schema_validator(schema: dict[str, Any] | None) -> Callable[[Any], bool] | None:
+    """A check of JSON values against the schema; None where there is no schema."""
+    if schema is None:
+        return None
+    import jsonschema_rs
+
+    try:
+        validator = jsonschema_rs.validator_for(schema)
+    except (ValueError, jsonschema_rs.ValidationError) as error:
+        raise InvalidInput(f"schema: {str(error).splitlines()[0]}", "Mend the schema.") from error
+    return validator.is_valid
 
 
 def closed_answers(schema: dict[str, Any] | None, largest: int = LARGEST) -> tuple[str, ...] | None:

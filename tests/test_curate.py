@@ -16,7 +16,8 @@ from edgedistill.errors import EdgeDistillError, InvalidInput
 from edgedistill.recipe import CurateSettings, Recipe, load_recipe
 from edgedistill.records import Completion, json_lines, read_prompts, read_rows
 from edgedistill.run import Run
-from edgedistill.stages.curate import curate, is_valid_row, reject, repeats, schema_validator
+from edgedistill.schema import schema_validator
+from edgedistill.stages.curate import curate, is_valid_row, reject, repeats
 from edgedistill.stages.keys import row_key
 from edgedistill.stages.prompts import prompts as prompts_stage
 from edgedistill.store import Store

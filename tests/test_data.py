@@ -12,9 +12,8 @@ import pytest
 from edgedistill.chat import json_instance
 from edgedistill.recipe import load_recipe
 from edgedistill.records import Prompt, read_prompts, read_rows
-from edgedistill.schema import load_schema
+from edgedistill.schema import load_schema, schema_validator
 from edgedistill.similarity import jaccard, normalised, shingles
-from edgedistill.stages.curate import schema_validator
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "home-commands"
 NOTHING = {"action": "none", "device": "none", "room": "unspecified", "value": None}

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"errors"},
     {"bits"},
-    {"records", "targets", "explain"},
+    {"records", "targets", "explain", "hardware"},
     {"recipe"},
     {"run"},
     {"store", "chat", "similarity", "schema"},

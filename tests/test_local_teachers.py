@@ -67,11 +67,10 @@ def opened(local: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder
         from edgedistill.teachers.mlx import MlxDecoder
 
         return MlxDecoder(folder)
-    import torch
 
     from edgedistill.teachers import transformers
 
-    monkeypatch.setattr(transformers, "compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr(transformers, "compute_dtype", lambda torch: torch.float32)
     return transformers.TorchDecoder(folder)
 
 
@@ -232,11 +231,9 @@ def test_the_backends_agree(models: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     for local in BACKENDS:
         required_or_skipped(local, ("mlx_lm",) if local == "mlx" else ("transformers", "torch"))
         if local == "transformers":
-            import torch
-
             from edgedistill.teachers import transformers
 
-            monkeypatch.setattr(transformers, "compute_dtype", lambda: torch.float32)
+            monkeypatch.setattr(transformers, "compute_dtype", lambda torch: torch.float32)
         teacher = teacher_of(local, models)
         found.append({one.prompt_id: one.answers for one in teacher.complete(prompts(4), TeachSettings(), 0)})
         teacher.close()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedistill.records import Message, Prompt
-from edgedistill.stages.curate import schema_validator
+from edgedistill.schema import schema_validator
 from edgedistill.stages.scoring import equal, score, wilson
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": ["integer", "null"]}, "b": {"type": "string"}}}

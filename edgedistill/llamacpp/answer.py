@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
-from ..records import Completion, Example, Message, Prompt, common_length
+from ..records import Completion, Example, Message, Prompt, common_length, prompt_seed
 from .branches import AnswerTrie, BranchEngine, BranchSettings, Ranked
 from .context import FlashAttention
 from .engine import BatchEngine, EngineSettings
@@ -24,7 +24,6 @@ __all__ = ["Answerer", "AnswererSettings", "SharedPrompt", "fits_context"]
 
 AHEAD = 512  # requests that are looked at for the longest, before a context is opened
 SCORED = 16  # answers that are scored at a time: enough to fill a batch
-LARGEST_SEED = 2**63 - 1
 PROMPT = 128  # tokens that each slot has for a prompt's own part; a longer one takes the room of several slots
 
 
@@ -110,7 +109,6 @@ class Answerer:
     ) -> None:
         self.model = LlamaModel(path, settings.gpu_layers)
         self.shared = SharedPrompt(self.model, preamble)
-        self._schema = schema
         self._grammar = Grammar(self.model, schema) if schema else None
         self._settings = settings
 
@@ -149,8 +147,7 @@ class Answerer:
     def request(self, prompt: Prompt, sampling: Sampling) -> Request:
         """The prompt as the engine takes it. Its own seed comes from the run's seed and its id."""
         shared, tokens = self.shared.split(prompt.messages)
-        seed = (sampling.seed ^ int(prompt.id[:8], 16)) & LARGEST_SEED
-        return Request(prompt.id, shared, tokens, replace(sampling, seed=seed))
+        return Request(prompt.id, shared, tokens, replace(sampling, seed=prompt_seed(sampling.seed, prompt.id)))
 
     def complete(
         self, prompts: Iterable[Prompt], sampling: Sampling, slots: int = 0, jump: bool = True

@@ -6,19 +6,19 @@ added ones (`<|im_start|>`) in plain text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GateMissed, InvalidInput
+from ..records import read_json
 from .pretokenizers import PreTokenizer, by_name, by_structure
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-__all__ = ["Vocabulary", "add_to_gguf", "from_folder", "from_metadata", "read_json", "tokenizer_files"]
+__all__ = ["Vocabulary", "add_to_gguf", "from_folder", "from_metadata", "tokenizer_files"]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Token types of the GGUF specification."""
@@ -42,24 +42,6 @@ class Vocabulary:
     """Whether every text begins with bos; None where the source does not say."""
     add_eos: bool | None = None
     chat_template: str | None = None
-
-
-def read_json(path: Path, required: bool = True) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where it is not there and not required.
-
-    Raises InvalidInput with the file's name.
-    """
-    if not required and not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", "Use a complete Hugging Face folder.") from error
-    except ValueError as error:
-        raise InvalidInput(f"{path}: not JSON ({error})", "Fetch the file again.") from error
-    if not isinstance(data, dict):
-        raise InvalidInput(f"{path}: not a JSON object", "Fetch the file again.")
-    return data
 
 
 def from_folder(folder: Path, size: int) -> Vocabulary:

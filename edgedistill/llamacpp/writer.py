@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import run
 from ..errors import EdgeDistillError, GateMissed, InvalidInput
+from ..records import read_json
 from . import architectures, vocabulary, weights
 from .architectures import Architecture
 from .child import run_child, whole_file
@@ -110,7 +111,7 @@ def require_writable(folder: Path) -> str:
 
 def _prepared(folder: Path) -> tuple[Architecture, dict[str, Any], list[_Planned], vocabulary.Vocabulary]:
     """All that decides a file: the row of the table, the plain config, the tensors and the vocabulary."""
-    config = vocabulary.read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     row = architectures.from_hugging_face(str((config.get("architectures") or ["none"])[0]))
     plain = architectures.plain_config(str(folder / "config.json"), row, config)
     return row, plain, _plan(folder, row, plain), vocabulary.from_folder(folder, plain["vocab_size"])

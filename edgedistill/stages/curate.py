@@ -15,7 +15,7 @@ from ..errors import InvalidInput
 from ..recipe import CurateSettings, Recipe
 from ..records import Completion, Message, Prompt, iter_prompts, json_lines
 from ..run import Progress, Run, write_whole
-from ..schema import load_schema
+from ..schema import load_schema, schema_validator
 from ..similarity import SimilarTexts, in_blocks
 from .combine import Answered, combined
 from .keys import AnswerKeys
@@ -154,16 +154,3 @@ def repeats(text: str) -> bool:
 def is_valid_row(identity: str, share: float) -> bool:
     """Whether a row measures instead of teaching: decided by its id alone, so the order does not matter."""
     return int(hashlib.sha256(identity.encode()).hexdigest()[:8], 16) < share * 2**32
-
-
-def schema_validator(schema: dict[str, Any] | None) -> Validator | None:
-    """A check of JSON values against the schema; None where there is no schema."""
-    if schema is None:
-        return None
-    import jsonschema_rs
-
-    try:
-        validator = jsonschema_rs.validator_for(schema)
-    except (ValueError, jsonschema_rs.ValidationError) as error:
-        raise InvalidInput(f"schema: {str(error).splitlines()[0]}", "Mend the schema.") from error
-    return validator.is_valid

@@ -15,7 +15,7 @@ from ..llamacpp.sampling import Sampling
 from ..recipe import Recipe
 from ..records import Completion, Prompt, digest, read_prompts
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, write_whole
-from ..schema import load_schema
+from ..schema import load_schema, schema_validator
 from ..store import Store
 from .candidates import (
     Candidate,
@@ -26,7 +26,6 @@ from .candidates import (
     student_candidate,
     teacher_candidates,
 )
-from .curate import schema_validator
 from .scoring import equal, score
 
 __all__ = ["evaluate", "evaluate_on"]

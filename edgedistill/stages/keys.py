@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import InvalidInput
 from ..recipe import Recipe, TeacherSettings
 from ..records import Place, Prompt, digest, messages_of, placed_lines, prompt_id, row_of
-from ..schema import closed_answers, load_schema
+from ..schema import kept_answers, load_schema
 from ..teachers import preamble
 
 __all__ = ["AnswerKeys", "GivenAnswers", "given_answers", "parameters", "row_key", "teacher_identity"]
@@ -39,7 +39,7 @@ def parameters(recipe: Recipe) -> dict[str, Any]:
         found["targets"] = ["top_k", settings.target_mass, settings.target_tokens]
     elif settings.targets == "sampled":
         found["targets"] = ["sampled", settings.target_draws, recipe.seed]
-    elif settings.closed and settings.samples == 1 and closed_answers(load_schema(recipe)) is not None:
+    elif kept_answers(load_schema(recipe), settings) is not None:
         found["closed"] = settings.closed_floor
     return found
 

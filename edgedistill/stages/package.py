@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..models import Licence, check_gguf, identify, licence_text, vet_licence
 from ..recipe import Recipe
 from ..records import Message, Prompt, digest, messages_of, read_prompts
 from ..report.summary import document
-from ..run import Progress, Run, cores, file_sha256, no_room, stop_if_asked, sync_folder, write_whole
+from ..run import Progress, Run, cores, file_sha256, stop_if_asked, whole_file, write_whole
 from ..schema import load_schema
 from ..teachers.identity import identify_teacher
 from .device_files import Device, licence_file, model_card, modelfile, serve_script
@@ -160,24 +159,15 @@ def _copy(source: Path, out: Path, sha256: str, progress: Progress) -> None:
 
     Raises Unsafe where its content is not the expected one, Stopped where the disk is full or a stop was asked for.
     """
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     size = source.stat().st_size
-    try:
-        with source.open("rb") as reader, partial.open("wb") as writer:
-            while block := reader.read(BLOCK):
-                stop_if_asked()
-                writer.write(block)
-                progress("copying the weights", writer.tell(), size)
-            writer.flush()
-            os.fsync(writer.fileno())
-        if file_sha256(partial) != sha256:
+    with whole_file(out) as writer, source.open("rb") as reader:
+        while block := reader.read(BLOCK):
+            stop_if_asked()
+            writer.write(block)
+            progress("copying the weights", writer.tell(), size)
+        writer.flush()
+        if file_sha256(Path(writer.name)) != sha256:
             raise Unsafe(f"{source}: has changed since it was evaluated", "Redo with --from quantize.")
-        os.replace(partial, out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise no_room(out, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _texts(recipe: Recipe, run: Run, device: Device, found: dict[str, Any]) -> dict[str, str]:

@@ -16,7 +16,17 @@ from typing import Any
 
 from ..errors import InvalidInput
 from ..recipe import Recipe
-from ..records import Completion, Message, Prompt, iter_prompts, messages_of, placed_lines, prompt_id, row_of
+from ..records import (
+    Completion,
+    Message,
+    Prompt,
+    iter_prompts,
+    messages_of,
+    placed_lines,
+    prompt_id,
+    prompt_seed,
+    row_of,
+)
 from ..run import Progress, Run, stop_if_asked
 from ..schema import load_schema
 from ..store import Store
@@ -147,7 +157,7 @@ def _request(recipe: Recipe, one: _Wanted, schema: dict[str, Any] | None) -> dic
     """A request without its messages, in OpenAI's words; `top_k` and `min_p` in those of most servers."""
     found = {name: value for name, value in parameters(recipe).items() if name != "closed"}
     if "seed" in found:
-        found["seed"] = ((recipe.seed ^ int(one.prompt.id[:8], 16)) + one.sample) % SEEDS
+        found["seed"] = prompt_seed(recipe.seed, one.prompt.id, one.sample) % SEEDS
     if schema is not None:
         found["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     return {"model": recipe.teachers[one.teacher].model, **found}

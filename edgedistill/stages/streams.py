@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..run import no_room, sync_folder
+from ..run import whole_file
 
 __all__ = ["rows_file"]
 
@@ -22,22 +21,9 @@ def rows_file(path: Path) -> Iterator[Write]:
 
     Raises Stopped where the disk is full, EdgeDistillError where the file cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
+    with whole_file(path) as file:
 
-            def write(row: dict[str, Any]) -> None:
-                try:
-                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                except OSError as error:
-                    raise no_room(path, error) from error
+        def write(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
-            yield write
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise no_room(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
+        yield write

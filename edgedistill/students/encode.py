@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..chat import ChatTemplate
+from ..chat import folder_template
 from ..errors import InvalidInput
 from ..records import Example, Message, digest
 from ..run import file_sha256
@@ -40,9 +38,8 @@ class Encoder:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._path = path
         self._specials = frozenset(self.special_tokens())
-        settings = read_json(folder / "tokenizer_config.json")
-        self.eos = special(settings.get("eos_token"))
-        self.template = ChatTemplate(_template(folder, settings), special(settings.get("bos_token")), self.eos)
+        self.template = folder_template(folder)
+        self.eos = self.template.eos
 
     @property
     def identity(self) -> str:
@@ -81,30 +78,3 @@ class Encoder:
             if answer[index] in self._specials:
                 return index
         raise InvalidInput("the chat template ends an answer without a special token", "Use an instruct model.")
-
-
-def _template(folder: Path, settings: dict[str, Any]) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template") or ""
-    if not isinstance(template, str):
-        raise InvalidInput(f"{folder}: several chat templates", "Keep the one to use in chat_template.jinja.")
-    return template
-
-
-def special(token: Any) -> str:
-    """The text of a special token, in either of the forms that tokenizer_config.json knows.
-
-    >>> special({"content": "<s>"}), special(None)
-    ('<s>', '')
-    """
-    return str(token["content"]) if isinstance(token, dict) else token or ""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no such file."""
-    if not path.is_file():
-        return {}
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return data

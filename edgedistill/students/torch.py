@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import EdgeDistillError, Stopped
+from ..hardware import compute_dtype, device
 from ..recipe import TrainSettings
 from ..records import json_lines
 from ..run import cores, no_room, stop_if_asked, write_whole
@@ -79,8 +80,8 @@ class TorchStudent:
         """
         torch.set_num_threads(cores())
         torch.manual_seed(data.seed)
-        model = self._load(compute_dtype())
-        if device() == "cpu" and max(len(example.tokens) for example in data.train) <= SHORT:
+        model = self._load(compute_dtype(torch))
+        if device(torch) == "cpu" and max(len(example.tokens) for example in data.train) <= SHORT:
             model.set_attn_implementation("eager")
         session = _Session(model, data, settings)
         plan = _Plan.of(data, settings)
@@ -108,7 +109,7 @@ class TorchStudent:
             "valid_loss": last.get("valid_loss"),
             "trained_parameters": session.size,
             "padded_share": round(padded_share(data.train, plan.batches), 4),
-            "dtype": str(compute_dtype()).removeprefix("torch."),
+            "dtype": str(compute_dtype(torch)).removeprefix("torch."),
             "resumed_from": found[1]["step"] if found else 0,
         }
 
@@ -145,7 +146,7 @@ class TorchStudent:
         return np.stack([row.float().numpy() for row in found])
 
     def _load(self, dtype: torch.dtype) -> Any:
-        return _pretrained(self._base, dtype).to(device())
+        return _pretrained(self._base, dtype).to(device(torch))
 
 
 class _Session:
@@ -206,7 +207,7 @@ class _Session:
         """Mean cross entropy in nats over the batch's completion tokens, and how many these are."""
         ids, rows, columns, targets = _tensors(batch)
         backbone, head = _parts(self._model)
-        with torch.autocast(device(), dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
+        with torch.autocast(device(torch), dtype=torch.bfloat16, enabled=compute_dtype(torch) == torch.bfloat16):
             hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
             logits = head(hidden[rows, columns])
         return torch.nn.functional.cross_entropy(logits.float(), targets), len(targets)
@@ -252,7 +253,7 @@ class _Session:
             self._optimizer.state[weight] = {}
         for key, value in moments.items():
             name, kind = key.rsplit("/", 1)
-            self._optimizer.state[self._weights[name]][kind] = value if kind == "step" else value.to(device())
+            self._optimizer.state[self._weights[name]][kind] = value if kind == "step" else value.to(device(torch))
         self.step = state["step"]
         self.metrics = state["metrics"]
 
@@ -280,23 +281,6 @@ def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
         return settings.learning_rate * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def device() -> str:
-    """Where the weights go: CUDA, else MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def compute_dtype() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, float32 elsewhere: emulated bfloat16 is many times slower."""
-    if device() == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device() == "mps":
-        return torch.float32
-    flags = torch.cpu.get_capabilities()
-    return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16") else torch.float32
 
 
 def _with_adapter(model: Any, settings: TrainSettings) -> Any:
@@ -345,7 +329,7 @@ def _tensors(batch: Sequence[EncodedExample]) -> tuple[Any, Any, Any, Any]:
             rows.append(row)
             columns.append(position - 1)
             targets.append(example.tokens[position])
-    where = device()
+    where = device(torch)
     return ids.to(where), torch.tensor(rows), torch.tensor(columns), torch.tensor(targets).to(where)
 
 

@@ -10,8 +10,8 @@ from ..errors import InvalidInput
 from ..llamacpp.grammar import Grammar
 from ..llamacpp.sampling import Sampling
 from ..recipe import TeachSettings
-from ..records import Completion, Example, Prompt
-from ..schema import closed_answers
+from ..records import Completion, Example, Prompt, prompt_seed
+from ..schema import kept_answers
 from ..targets import CaptureSettings
 from . import TeacherTask
 from .batching import Request, answered
@@ -52,8 +52,8 @@ class FolderTeacher:
     def complete(self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
         """Yield `settings.samples` completions per prompt, in the order they finish."""
         loaded, slots = self._load(), settings.slots or SLOTS
-        answers = closed_answers(self._task.schema) if settings.closed else None
-        if answers is not None and settings.targets == "none" and settings.samples == 1:
+        answers = kept_answers(self._task.schema, settings)
+        if answers is not None:
             weigher = Weigher(loaded.decoder, loaded.prefix, answers, loaded.vocabulary.ends)
             yield from weigher.completions(prompts, slots)
         else:
@@ -96,14 +96,14 @@ class FolderTeacher:
             tokens = loaded.prefix.prompt(prompt.messages)
             must_fit(loaded.decoder, len(loaded.prefix.tokens) + len(tokens) + settings.max_tokens)
             for sample in range(settings.samples):
-                yield Request(prompt.id, tokens, replace(sampling, seed=_seed(seed, prompt.id, sample)), sample)
+                yield Request(prompt.id, tokens, replace(sampling, seed=prompt_seed(seed, prompt.id, sample)), sample)
 
     def _given(self, examples: Iterable[Example], settings: TeachSettings, seed: int) -> Iterator[Request]:
         loaded = self._load()
         for example in examples:
             tokens, answer = loaded.prefix.answered(example.messages)
             must_fit(loaded.decoder, len(loaded.prefix.tokens) + len(tokens) + len(answer))
-            sampling = Sampling(len(answer), seed=_seed(seed, example.id, 0), capture=_capture(settings))
+            sampling = Sampling(len(answer), seed=prompt_seed(seed, example.id, 0), capture=_capture(settings))
             yield Request(example.id, tokens, sampling, given=answer, text=example.messages[-1].content)
 
     def _answers(self, requests: Iterator[Request], slots: int, grammar: Grammar | None) -> Iterator[Completion]:
@@ -126,12 +126,3 @@ def _capture(settings: TeachSettings) -> CaptureSettings:
     """What is kept of a distribution; given answers are scored for its sake alone, so that something always is."""
     profile = "top_k" if settings.targets == "none" else settings.targets
     return CaptureSettings(profile, settings.target_mass, settings.target_tokens, settings.target_draws)
-
-
-def _seed(seed: int, identity: str, sample: int) -> int:
-    """A seed of its own for every answer, whatever else is asked.
-
-    >>> _seed(0, "0000000a", 1)
-    11
-    """
-    return ((seed ^ int(identity[:8], 16)) + sample) % (1 << 64)

@@ -13,7 +13,7 @@ from ..models import cache_root
 from ..recipe import TeachSettings
 from ..records import Completion, Example, Prompt
 from ..run import cores
-from ..schema import closed_answers
+from ..schema import kept_answers
 from ..targets import CaptureSettings
 from . import TeacherTask
 
@@ -30,7 +30,7 @@ class LlamaTeacher:
     def complete(self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
         """Yield the completions of each prompt, in the order they finish."""
         answerer = self._open(settings)
-        answers = closed_answers(self._task.schema) if _may_be_closed(settings) else None
+        answers = kept_answers(self._task.schema, settings)
         if answers is not None:
             yield from _ranked(answerer, prompts, answers, settings.closed_floor)
             return
@@ -61,10 +61,6 @@ class LlamaTeacher:
             )
             self._answerer = Answerer(task.model, task.preamble, task.schema, how)
         return self._answerer
-
-
-def _may_be_closed(settings: TeachSettings) -> bool:
-    return settings.closed and settings.samples == 1 and settings.targets == "none"
 
 
 def _ranked(

@@ -9,14 +9,15 @@ from contextlib import asynccontextmanager
 
 from ..errors import EdgeDistillError, InvalidInput, MissingRequirement
 from ..recipe import TeacherSettings, TeachSettings
-from ..records import Completion, Example, Prompt
+from ..records import Completion, Example, Prompt, prompt_seed
+from ..schema import schema_validator
 from . import TeacherTask
 from .address import Resolver, endpoint_of, resolve
 from .asking import Asker, Conversation, Row
 from .capabilities import Capabilities, Question
 from .http import Client, Limits
 from .pace import Pace
-from .reply import Answer, Failure, Validator, Witness, complaint
+from .reply import Answer, Failure, Witness, complaint
 from .server import Server
 
 __all__ = ["OpenaiTeacher", "load"]
@@ -40,7 +41,7 @@ class OpenaiTeacher:
         self._resolver = resolver
         self._endpoint = endpoint_of(task.settings)
         self._key = _key(task.settings)
-        self._is_valid = _validator(task)
+        self._is_valid = schema_validator(task.schema)
         self._witness = Witness(task.settings.model)
         self._asker: Asker | None = None
         self._prompts = 0
@@ -117,7 +118,7 @@ class OpenaiTeacher:
 
             async def attempt(row: Row, useless: int) -> Answer | Failure:
                 messages = (*task.preamble, *row.prompt.messages)
-                own = (_own_seed(seed, row) + useless * ANOTHER) % SEEDS
+                own = (prompt_seed(seed, row.prompt.id, row.sample) + useless * ANOTHER) % SEEDS
                 question = Question.of(messages, settings, own)
                 result = await server.ask(capabilities.body(model, question, schema), settings.max_tokens)
                 if isinstance(result, Failure):
@@ -135,10 +136,6 @@ def load(task: TeacherTask) -> OpenaiTeacher:
     return OpenaiTeacher(task)
 
 
-def _own_seed(seed: int, row: Row) -> int:
-    return (seed ^ int(row.prompt.id[:8], 16)) + row.sample
-
-
 def _key(settings: TeacherSettings) -> str | None:
     """The key from the environment variable that the recipe names; None where it is not set."""
     key = os.environ.get(settings.api_key_env, "").strip()
@@ -147,14 +144,3 @@ def _key(settings: TeacherSettings) -> str | None:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidInput(f"the environment variable {settings.api_key_env} holds no key", "Set it to the key alone.")
     return key
-
-
-def _validator(task: TeacherTask) -> Validator | None:
-    if task.schema is None:
-        return None
-    import jsonschema_rs
-
-    try:
-        return jsonschema_rs.validator_for(task.schema).is_valid
-    except (ValueError, jsonschema_rs.ValidationError) as error:
-        raise InvalidInput(f"schema: {str(error).splitlines()[0]}", "Mend the schema.") from error

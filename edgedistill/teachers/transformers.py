@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import InvalidInput
+from ..hardware import compute_dtype, device
 from ..run import cores
 from . import TeacherTask
 from .decoder import STEP_TOKENS, Chunk, Logits, first_line
@@ -65,7 +66,7 @@ class TorchDecoder:
 
     def step(self, chunks: Mapping[int, Chunk]) -> dict[int, Logits]:
         """Append to some slots in one forward pass; the wanted logits of each."""
-        step = Step(self._memory, {slot: chunk.tokens for slot, chunk in chunks.items()}, device())
+        step = Step(self._memory, {slot: chunk.tokens for slot, chunk in chunks.items()}, device(torch))
         tokens: list[int] = []
         wanted: list[int] = []
         for chunk in chunks.values():
@@ -73,10 +74,10 @@ class TorchDecoder:
             wanted += range(len(tokens) - chunk.wanted, len(tokens))
         with torch.inference_mode():
             logits = self._model(
-                input_ids=torch.tensor([tokens], device=device()),
+                input_ids=torch.tensor([tokens], device=device(torch)),
                 position_ids=(self._memory.prefix + step.places)[None],
                 use_cache=False,
-                logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device()),
+                logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device(torch)),
                 edgedistill_step=step,
             ).logits[0]
         rows = logits.float().cpu().numpy()
@@ -101,14 +102,14 @@ class TorchDecoder:
         tokens = [1 + number * 7919 % (self.vocab_size - 1) for number in range(PROBE)]
         self._model.set_attn_implementation("eager")
         with torch.inference_mode():
-            own = self._model(input_ids=torch.tensor([tokens], device=device()), use_cache=False).logits[0, -1]
+            own = self._model(input_ids=torch.tensor([tokens], device=device(torch)), use_cache=False).logits[0, -1]
         self._model.set_attn_implementation(ATTENTION)
         self.start(tokens[: PROBE // 2])
         self.step({1: Chunk(tokens[PROBE // 2 : -4], 0), 2: Chunk(tokens[:3], 0)})
         ours = torch.from_numpy(self.step({1: Chunk(tokens[-4:])})[1][-1]).log_softmax(-1)
         own = own.float().cpu().log_softmax(-1)
         self._memory.clear()
-        return float((own.exp() * (own - ours)).sum()) < ALIKE[compute_dtype()]
+        return float((own.exp() * (own - ours)).sum()) < ALIKE[compute_dtype(torch)]
 
 
 def _attend(module: Any, query: Any, key: Any, value: Any, _mask: Any, **options: Any) -> tuple[Any, None]:
@@ -123,23 +124,6 @@ def _attend(module: Any, query: Any, key: Any, value: Any, _mask: Any, **options
     return step.attend(module.layer_idx, query[0], (key[0], value[0]), plain)[None], None
 
 
-def device() -> str:
-    """Where the weights go: CUDA, else MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def compute_dtype() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, float32 elsewhere: emulated bfloat16 is many times slower."""
-    if device() == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device() == "mps":
-        return torch.float32
-    flags = torch.cpu.get_capabilities()
-    return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16") else torch.float32
-
-
 def _pretrained(folder: Path) -> Any:
     from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.utils import logging
@@ -152,7 +136,7 @@ def _pretrained(folder: Path) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder),
-            dtype=compute_dtype(),
+            dtype=compute_dtype(torch),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -160,10 +144,10 @@ def _pretrained(folder: Path) -> Any:
         )
     except ValueError as error:
         raise InvalidInput(f"{folder}: {first_line(error)}", OTHER_BACKENDS) from error
-    return model.to(device()).eval()
+    return model.to(device(torch)).eval()
 
 
 def _give_back() -> None:
     gc.collect()
-    if device() == "cuda":
+    if device(torch) == "cuda":
         torch.cuda.empty_cache()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..chat import ChatTemplate
+from ..chat import folder_template
 from ..errors import InvalidInput
 from ..llamacpp.grammar import Grammar
-from ..records import Message
+from ..records import Message, read_json
 
 __all__ = ["Vocabulary"]
 
@@ -33,10 +32,8 @@ class Vocabulary:
         self.size: int = self._tokenizer.get_vocab_size()
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = frozenset(added)
-        settings = _read_json(folder / "tokenizer_config.json")
-        bos, eos = (_name(settings.get(f"{which}_token")) for which in ("bos", "eos"))
-        self.template = ChatTemplate(_template(folder, settings), bos, eos)
-        self.ends = self._ends(folder, eos)
+        self.template = folder_template(folder)
+        self.ends = self._ends(folder)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text in which the names of special tokens stand for these tokens."""
@@ -75,11 +72,12 @@ class Vocabulary:
         tokenizer = LLTokenizer(self._tokenizer.to_str(), n_vocab=size, eos_token=sorted(self.ends))
         return Grammar.of_tokenizer(tokenizer, vocab_size, schema)
 
-    def _ends(self, folder: Path, eos: str) -> frozenset[int]:
+    def _ends(self, folder: Path) -> frozenset[int]:
         """Tokens that end an answer: what the folder's files call end of sequence, and what the template puts there."""
+        eos = self.template.eos
         found = {self._tokenizer.token_to_id(eos)} if eos else set()
         for name in ("generation_config.json", "config.json"):
-            stated = _read_json(folder / name).get("eos_token_id")
+            stated = read_json(folder / name, required=False).get("eos_token_id")
             found.update(stated if isinstance(stated, list) else [stated])
         turns = (Message("user", "4710"), Message("assistant", "4711"))
         after = self.template.render(turns, answer_next=False).rpartition("4711")[2]
@@ -88,30 +86,3 @@ class Vocabulary:
         if not ends:
             raise InvalidInput(f"{folder}: no token ends an answer", "Use an instruct model.")
         return ends
-
-
-def _template(folder: Path, settings: dict[str, Any]) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template") or ""
-    if not isinstance(template, str):
-        raise InvalidInput(f"{folder}: several chat templates", "Keep the one to use in chat_template.jinja.")
-    return template
-
-
-def _name(token: Any) -> str:
-    """The text of a special token, in either of the forms that tokenizer_config.json knows.
-
-    >>> _name({"content": "<s>"}), _name(None)
-    ('<s>', '')
-    """
-    return str(token["content"]) if isinstance(token, dict) else token or ""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no such file."""
-    if not path.is_file():
-        return {}
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return data
