@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from pico import pico_gguf
 
+from edgedistill.llamacpp import answer as answering
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings
 from edgedistill.llamacpp.branches import AnswerTrie, follow
 from edgedistill.llamacpp.layout import COUNTS, Layout, Work, best_layout, fastest, measured_rates
@@ -183,6 +184,16 @@ def test_many_prompts_are_ranked_in_their_order_whatever_fits_a_batch(bound: Ans
     assert [one.id for one in found] == [prompt.id for prompt in prompts]
     for number, one in enumerate(found[: 3 * len(PROMPTS)]):
         assert np.allclose(one.probabilities, found[number % len(PROMPTS)].probabilities, atol=5e-3)
+
+
+def test_a_prompt_longer_than_all_that_were_looked_at_is_answered_too(
+    free: Answerer, bound: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "AHEAD", 2)
+    long = [Prompt(f"{number:08x}", (Message("user", "hello " * number),)) for number in (1, 2, 90, 3, 250, 251, 4)]
+    assert by_key(free.complete(iter(long), Sampling(4), 2)).keys() == {(prompt.id, 0) for prompt in long}
+    ranked = bound.rank(iter(long), bound.trie(closed_answers(SCHEMA) or ()))
+    assert [one.id for one in ranked] == [prompt.id for prompt in long]
 
 
 def test_a_trie_computes_only_what_leads_to_a_place_where_answers_part() -> None:

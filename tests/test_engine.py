@@ -22,9 +22,10 @@ from edgedistill.llamacpp.engine import BatchEngine, EngineSettings
 from edgedistill.llamacpp.grammar import Grammar
 from edgedistill.llamacpp.model import LlamaModel, load_llama_cpp
 from edgedistill.llamacpp.prefix import PrefixCache
+from edgedistill.llamacpp.probe import next_token_logits
 from edgedistill.llamacpp.requests import Answer, Request
 from edgedistill.llamacpp.sampling import Sampling
-from edgedistill.records import Message, Prompt
+from edgedistill.records import Message, Prompt, common_length
 
 WORDS = ("the", "and", "user", "light", "kitchen", "turn", "on", "off", "hello", "world", "ünï", "🚀", "{}", "\n", "!")
 SCHEMA: dict[str, Any] = {
@@ -37,6 +38,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["action", "lights", "sure"],
     "additionalProperties": False,
 }
+NEAR_TIE = 0.01  # of logits: flips were seen up to 0.005
 PREFIX = "<|im_start|>system\nYou turn a command into JSON, as briefly as can be.<|im_end|>\n<|im_start|>"
 
 
@@ -95,10 +97,21 @@ def texts_of(found: dict[str, Answer]) -> dict[str, str]:
     return {identity: answer.text for identity, answer in found.items()}
 
 
-def assert_same(found: dict[str, Answer], expected: dict[str, Answer]) -> None:
-    """The same answers, but for near ties of random weights: other neighbours in a batch round the logits otherwise."""
-    differ = [identity for identity in expected if found[identity].text != expected[identity].text]
-    assert len(differ) <= max(1, len(expected) // 12), differ
+def assert_same(
+    model: LlamaModel, requests: Sequence[Request], found: dict[str, Answer], expected: dict[str, Answer]
+) -> None:
+    """The same answers, but where two tokens are as good as equal: other neighbours in a batch round otherwise."""
+    for request in requests:
+        mine, other = found[request.id].tokens, expected[request.id].tokens
+        if mine == other:
+            continue
+        place = common_length(mine, other)
+        whole = [*model.tokenize(PREFIX)[: request.shared], *request.tokens, *mine[:place]]
+        row = next_token_logits(model.path, [whole], 1)
+        best, second = np.sort(row[0])[[-1, -2]]
+        assert best - second < NEAR_TIE, (request.id, place, best, second)
+    same = sum(found[request.id].tokens == expected[request.id].tokens for request in requests)
+    assert same >= len(requests) - max(1, len(requests) // 12)
 
 
 def one_by_one(model: LlamaModel, tokens: list[int], max_tokens: int) -> list[int]:
@@ -132,7 +145,7 @@ def test_many_slots_give_the_same_answers_behind_a_shared_prefix(model: LlamaMod
     prefix = model.tokenize(PREFIX)
     requests = requests_for(model, some_texts(40, seed=1), shared=len(prefix))
     found = answers(opened(4, prefix), requests)
-    assert_same(found, answers(opened(1, prefix), requests))
+    assert_same(model, requests, found, answers(opened(1, prefix), requests))
     for request in requests[:10]:
         assert list(found[request.id].tokens) == one_by_one(model, [*prefix, *request.tokens], 12)
         assert found[request.id].prompt_tokens == len(prefix) + len(request.tokens)
@@ -145,7 +158,7 @@ def test_a_small_batch_cuts_prompts_into_pieces_and_changes_nothing(
     prefix = model.tokenize(PREFIX)
     requests = requests_for(model, some_texts(12, seed=2), shared=len(prefix))
     small = answers(opened(12, prefix, batch_tokens=batch_tokens), requests)
-    assert_same(small, answers(opened(1, prefix), requests))
+    assert_same(model, requests, small, answers(opened(1, prefix), requests))
 
 
 def test_the_prefix_is_decoded_once_and_every_other_token_once(model: LlamaModel, opened: Opened) -> None:
@@ -248,7 +261,7 @@ def test_a_request_that_does_not_fit_is_refused_with_its_beginning(model: LlamaM
 def test_requests_wait_for_room_instead_of_failing(model: LlamaModel, opened: Opened) -> None:
     requests = [Request(str(n), 0, model.tokenize("hello world " * (5 + n)), Sampling(12)) for n in range(12)]
     tight = answers(opened(8, context=256), requests)
-    assert_same(tight, answers(opened(1), requests))
+    assert_same(model, requests, tight, answers(opened(1), requests))
 
 
 def test_sampling_is_repeated_by_its_seed(model: LlamaModel, opened: Opened) -> None:

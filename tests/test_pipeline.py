@@ -321,10 +321,21 @@ def answered(run: Path) -> dict[str, str]:
         return {key: completion.text for key, completion in store.rows()}
 
 
-def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(finished: Finished, tmp_path: Path) -> None:
-    copy = Finished(finished.recipe, tmp_path / "runs", ())
+def test_a_closed_answer_brings_the_probability_of_each_into_the_training_set(finished: Finished) -> None:
+    for _, row in read_rows(finished.run / "curate" / "train.jsonl"):
+        shares = row["_ed"]["answers"]
+        assert len(shares) == 6
+        assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)
+        assert max(shares, key=shares.__getitem__) == row["messages"][-1]["content"]
+
+
+def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(models: PicoModels, tmp_path: Path) -> None:
+    # written out, answers come one by one: those of a closed set come many at a time
+    recipe = write_pico_recipe(tmp_path / "recipe", models, {"slots = 4": "slots = 4\nclosed = false"})
+    finished, copy = Finished(recipe, tmp_path / "whole", ()), Finished(recipe, tmp_path / "runs", ())
+    run_again(finished)
     source = random.Random(4)
-    for line in ("teaching 7", "training 3", "training 7", "merging 0", "evaluating student F16 150"):
+    for line in ("teaching 7", "teaching 23", "training 3", "training 7", "merging 0", "evaluating student F16 150"):
         killed_at(copy, line, source.uniform(0.0, 0.02))
     ran = run_again(copy)
     assert ran[-1] == "package"

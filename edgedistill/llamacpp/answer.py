@@ -164,13 +164,9 @@ class Answerer:
 
         Branches less probable than `floor` are not followed: the answers behind one have equal parts of it.
         """
-        requests = (self.request(prompt, Sampling(1)) for prompt in prompts)
-        ahead: list[Request] = []
-        while ahead := [*ahead, *islice(requests, AHEAD - len(ahead))]:
-            source = _WhileItFits(ahead, requests, max(request.cells for request in ahead))
-            with self.ranking(trie, ahead, floor) as engine:
-                yield from engine.run(source)
-            ahead = source.left
+        for part in _parts(self.request(prompt, Sampling(1)) for prompt in prompts):
+            with self.ranking(trie, part.ahead, floor) as engine:
+                yield from engine.run(part.within(max(request.cells for request in part.ahead)))
 
     def ranking(self, trie: AnswerTrie, ahead: Sequence[Request], floor: float = 0.0) -> BranchEngine:
         """An engine that ranks the answers of a set, with room for the longest of the requests ahead."""
@@ -203,15 +199,12 @@ class Answerer:
             )
 
     def _run(self, requests: Iterator[Request], jump: bool, slots: int) -> Generator[Completion, None, None]:
-        ahead: list[Request] = []
         layout = None
-        while ahead := [*ahead, *islice(requests, AHEAD - len(ahead))]:
-            layout = layout or (Layout(slots, split=False) if slots else self._best_layout(ahead))
-            with self.engine(layout, ahead, jump) as engine:
-                source = _WhileItFits(ahead, requests, engine.room)
-                for answer in engine.run(source):
+        for part in _parts(requests):
+            layout = layout or (Layout(slots, split=False) if slots else self._best_layout(part.ahead))
+            with self.engine(layout, part.ahead, jump) as engine:
+                for answer in engine.run(part.within(engine.room)):
                     yield _completion(answer)
-            ahead = source.left
 
     def _best_layout(self, ahead: Sequence[Request]) -> Layout:
         own = sum(len(request.tokens) for request in ahead) // len(ahead)
@@ -219,17 +212,28 @@ class Answerer:
         return best_layout(self.model, work, self._settings.threads, self._settings.layouts)
 
 
-class _WhileItFits:
-    """Requests, those looked at already first, until one does not fit; it is then `left`, with what came after."""
+def _parts(requests: Iterator[Request]) -> Iterator[_Part]:
+    """The requests in parts, each for one context: it goes on until a request comes that does not fit."""
+    ahead: list[Request] = []
+    while ahead := [*ahead, *islice(requests, AHEAD - len(ahead))]:
+        part = _Part(ahead, requests)
+        yield part
+        ahead = part.left
 
-    def __init__(self, ahead: Sequence[Request], more: Iterator[Request], room: int) -> None:
-        self._requests = chain(ahead, more)
-        self._room = room
+
+class _Part:
+    """Requests for one context: those that were looked at for the longest, and what comes after them."""
+
+    def __init__(self, ahead: Sequence[Request], more: Iterator[Request]) -> None:
+        self.ahead = ahead
         self.left: list[Request] = []
+        """The request that did not fit, if one came."""
+        self._requests = chain(ahead, more)
 
-    def __iter__(self) -> Iterator[Request]:
+    def within(self, room: int) -> Iterator[Request]:
+        """The requests that fit so many cells, until one does not."""
         for request in self._requests:
-            if request.cells > self._room:
+            if request.cells > room:
                 self.left = [request]
                 return
             yield request

@@ -17,6 +17,7 @@ __all__ = ["Context", "ContextSettings", "DecodeBatch"]
 
 FlashAttention = Literal["auto", "on", "off"]
 FLASH = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
+MICRO_BATCH = 512  # rows that a call of llama_decode computes at once
 PADDING = 256  # cells of a KV buffer come in multiples of this
 
 
@@ -31,10 +32,8 @@ class ContextSettings:
     cells: int
     sequences: int
     threads: int
-    batch_tokens: int = 512
-    """Rows of a call of llama_decode ..."""
-    micro_batch: int = 512
-    """... which computes so many at once."""
+    batch_tokens: int = MICRO_BATCH
+    """Rows of a call of llama_decode."""
     split: bool = False
     flash_attention: FlashAttention = "auto"
 
@@ -53,14 +52,14 @@ class Context:
         self.steps = 0
         self.handle = self._open()
         self._memory = self._lib.llama_get_memory(self.handle)
-        self.batch = DecodeBatch(self._lib, settings.batch_tokens, 1 if settings.split else settings.sequences)
+        self.batch = DecodeBatch(self._lib, settings.batch_tokens)
 
     def _open(self) -> Any:
         wanted, settings = self._lib.llama_context_default_params(), self.settings
         each = -(-settings.cells // PADDING) * PADDING
         wanted.n_ctx = each * settings.sequences if settings.split else settings.cells
         wanted.n_batch = settings.batch_tokens
-        wanted.n_ubatch = min(settings.micro_batch, settings.batch_tokens)
+        wanted.n_ubatch = min(MICRO_BATCH, settings.batch_tokens)
         wanted.n_seq_max = settings.sequences
         wanted.kv_unified = not settings.split
         wanted.n_threads = wanted.n_threads_batch = settings.threads
@@ -117,18 +116,15 @@ class Context:
 
 
 class DecodeBatch:
-    """A `llama_batch` over numpy arrays, filled by slices instead of attribute by attribute.
+    """A `llama_batch` over numpy arrays, filled by slices instead of attribute by attribute."""
 
-    `sequences` is the most that one row can belong to.
-    """
-
-    def __init__(self, lib: Any, capacity: int, sequences: int = 1) -> None:
+    def __init__(self, lib: Any, capacity: int) -> None:
         self._token = np.zeros(capacity, dtype=np.int32)
         self._position = np.zeros(capacity, dtype=np.int32)
-        self._sequence = np.zeros((capacity, sequences), dtype=np.int32)
+        self._sequence = np.zeros(capacity, dtype=np.int32)
         self._counts = np.ones(capacity, dtype=np.int32)
         self._wanted = np.zeros(capacity, dtype=np.int8)
-        starts = self._sequence.ctypes.data + 4 * sequences * np.arange(capacity, dtype=np.uint64)
+        starts = self._sequence.ctypes.data + 4 * np.arange(capacity, dtype=np.uint64)
         self._sequence_pointers = starts.astype(np.uint64)
         self.capacity = capacity
         self.size = 0
@@ -151,18 +147,13 @@ class DecodeBatch:
         self.size = 0
         self._wanted[:] = 0
 
-    def add(self, tokens: Sequence[int], position: int, sequences: int | Sequence[int], wanted: int) -> int:
-        """Append tokens of one sequence, or of several that have them in common; keep the logits of the last `wanted`.
-
-        Returns the row behind them.
-        """
+    def add(self, tokens: Sequence[int], position: int, sequence: int, wanted: int) -> int:
+        """Append tokens of one sequence, and keep the logits of the last `wanted`; return the row behind them."""
         end = self.size + len(tokens)
         here = slice(self.size, end)
-        count = 1 if isinstance(sequences, int) else len(sequences)
         self._token[here] = tokens
         self._position[here] = np.arange(position, position + len(tokens))
-        self._sequence[here, :count] = sequences
-        self._counts[here] = count
+        self._sequence[here] = sequence
         self._wanted[end - wanted : end] = 1
         self.size = end
         self.struct.n_tokens = end
