@@ -18,12 +18,12 @@ from .llamacpp.importer import require_importable
 from .llamacpp.writer import require_writable
 from .models import Identity, check_gguf, identify, vet_licence
 from .recipe import Recipe, TeacherSettings
-from .records import Example, Message, Prompt, read_prompts
+from .records import Example, Message, Prompt, iter_prompts, read_prompts
 from .run import Run, free_space
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
-from .stages.bench import timed_prompts
+from .stages.bench import require_timed
 from .stages.combine import verifier_command
-from .stages.teach import WHOLE
+from .stages.teach import WHOLE, row_count
 from .students import require_student
 from .students.encode import Encoder
 from .teachers import BACKENDS, preamble, require_teacher
@@ -67,12 +67,12 @@ def _files(recipe: Recipe, run: Run) -> str:
 
 
 def _prompts(recipe: Recipe, run: Run) -> str:
-    prompts = read_prompts(recipe.file(recipe.prompts.file))
-    if not prompts:
+    count = sum(1 for _ in iter_prompts(recipe.file(recipe.prompts.file)))
+    if not count:
         raise InvalidInput(f"{recipe.file(recipe.prompts.file)}: no prompts", "Write at least one row.")
     shown = [str(len(preamble(recipe, teacher)) // 2) for teacher in recipe.teachers]
     who = "the teacher is shown" if len(shown) == 1 else "the teachers are shown"
-    return f"{len(prompts)} prompts; {who} {' and '.join(shown)} examples"
+    return f"{count} prompts; {who} {' and '.join(shown)} examples"
 
 
 def _schema(recipe: Recipe, run: Run) -> str:
@@ -133,7 +133,7 @@ def _target_bytes(recipe: Recipe) -> int:
     """Bytes of all distributions, if answers are half as long as they may be; none where none are kept."""
     if recipe.teach.targets == "none":
         return 0
-    prompts = recipe.file(recipe.prompts.file).read_bytes().count(b"\n") + 1
+    prompts = row_count(recipe.file(recipe.prompts.file)) + 1
     answers = prompts * recipe.teach.samples * len(recipe.teachers)
     return answers * TARGET_BYTES * recipe.teach.max_tokens // 2
 
@@ -148,7 +148,7 @@ def _eval(recipe: Recipe, run: Run) -> str:
         for prompt in rows:
             _expected(recipe, prompt, is_valid, str(path))
         counts.append(f"{len(rows)} in {path.name}")
-    timed_prompts(recipe)
+    require_timed(recipe)
     return ", ".join(counts)
 
 
@@ -231,7 +231,7 @@ def _student(recipe: Recipe, run: Run) -> str:
         return "to be looked at when it is here"
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF"
-    longest = max(read_prompts(recipe.file(recipe.prompts.file)), key=lambda prompt: len(prompt.text))
+    longest = max(iter_prompts(recipe.file(recipe.prompts.file)), key=lambda prompt: len(prompt.text))
     turns = (*longest.messages, Message("assistant", "yes"))
     row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns)))
     if row.start + recipe.teach.max_tokens > recipe.train.max_length:

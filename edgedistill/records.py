@@ -34,6 +34,7 @@ __all__ = [
     "read_json",
     "read_prompts",
     "read_rows",
+    "sample_of",
 ]
 
 # name -> llama.h's LLAMA_FTYPE number, which a GGUF keeps as general.file_type
@@ -212,8 +213,19 @@ def placed_prompts(path: Path, start: Place = Place()) -> Iterator[tuple[Place, 
     """As `iter_prompts`, from a place on, each with the place behind it."""
     for place, line in placed_lines(path, start):
         if line.strip():
-            where = f"{path}:{place.line}"
-            yield place, _prompt(where, row_of(where, line))
+            yield place, _prompt_of(path, place, line)
+
+
+def sample_of(path: Path, count: int) -> list[str]:
+    """Texts of some `count` prompts from all over a file; of the other lines nothing but their ends is read."""
+    every = max(1, sum(1 for _ in placed_lines(path)) // count)
+    lines = enumerate(placed_lines(path))
+    return [_prompt_of(path, *one).text for number, one in lines if number % every == 0 and one[1].strip()]
+
+
+def _prompt_of(path: Path, place: Place, line: bytes) -> Prompt:
+    where = f"{path}:{place.line}"
+    return _prompt(where, row_of(where, line))
 
 
 def _prompt(where: str, row: dict[str, Any]) -> Prompt:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe_rows import pairs_of, recipe_fixture, rows_fixture
 
 from edgedistill.chat import json_instance
-from edgedistill.recipe import load_recipe
-from edgedistill.records import Prompt, read_prompts, read_rows
+from edgedistill.records import Prompt
 from edgedistill.schema import load_schema, schema_validator
 from edgedistill.similarity import jaccard, normalised, shingles
 
@@ -29,32 +29,14 @@ DEVICES_OF = {
 }
 
 
-@pytest.fixture(scope="module")
-def recipe() -> Any:
-    return load_recipe(FOLDER)
-
-
-@pytest.fixture(scope="module")
-def prompts() -> list[Prompt]:
-    return read_prompts(FOLDER / "prompts.jsonl")
-
-
-@pytest.fixture(scope="module")
-def evals() -> list[Prompt]:
-    return read_prompts(FOLDER / "eval.jsonl")
-
-
-@pytest.fixture(scope="module")
-def edges() -> list[Prompt]:
-    return read_prompts(FOLDER / "edge.jsonl")
+recipe = recipe_fixture(FOLDER)
+prompts, evals, edges = (rows_fixture(FOLDER / f"{name}.jsonl") for name in ("prompts", "eval", "edge"))
 
 
 @pytest.fixture(scope="module")
 def examples() -> list[tuple[str, Any]]:
     """Command and answer of each example."""
-    rows = [row["messages"] for _, row in read_rows(FOLDER / "examples.jsonl")]
-    assert all([message["role"] for message in row] == ["user", "assistant"] for row in rows)
-    return [(row[0]["content"], json_instance(row[1]["content"])) for row in rows]
+    return [(text, json_instance(answer)) for text, answer in pairs_of(FOLDER / "examples.jsonl")]
 
 
 def test_there_is_enough_of_everything(prompts: list[Prompt], evals: list[Prompt], edges: list[Prompt]) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe_rows import pairs_of, recipe_fixture, rows_fixture
 
 from edgedistill.chat import json_instance
-from edgedistill.recipe import Recipe, load_recipe
-from edgedistill.records import Prompt, read_prompts, read_rows
+from edgedistill.recipe import Recipe
+from edgedistill.records import Prompt
 from edgedistill.schema import closed_answers, load_schema, schema_validator
 from edgedistill.similarity import SimilarTexts, jaccard, normalised, shingles
 
@@ -23,9 +24,8 @@ TAGS = {"curt", "long", "two-problems", "shouting", "calm-high", "deadline", "ty
 NEAR = 0.5  # far below the bars of prompts and curate: no ticket may even be a rewording of another
 
 
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return load_recipe(FOLDER)
+recipe = recipe_fixture(FOLDER)
+prompts, evals, edges = (rows_fixture(FOLDER / f"{name}.jsonl") for name in ("prompts", "eval", "edge"))
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +36,9 @@ def schema(recipe: Recipe) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def prompts() -> list[Prompt]:
-    return read_prompts(FOLDER / "prompts.jsonl")
-
-
-@pytest.fixture(scope="module")
-def evals() -> list[Prompt]:
-    return read_prompts(FOLDER / "eval.jsonl")
-
-
-@pytest.fixture(scope="module")
-def edges() -> list[Prompt]:
-    return read_prompts(FOLDER / "edge.jsonl")
-
-
-@pytest.fixture(scope="module")
 def examples() -> list[tuple[str, str]]:
     """Ticket and answer, as it is written, of each example."""
-    rows = [row["messages"] for _, row in read_rows(FOLDER / "examples.jsonl")]
-    assert all([message["role"] for message in row] == ["user", "assistant"] for row in rows)
-    return [(row[0]["content"], row[1]["content"]) for row in rows]
+    return pairs_of(FOLDER / "examples.jsonl")
 
 
 def cell(answer: Any) -> tuple[str, str]:

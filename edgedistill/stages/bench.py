@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
 from ..llamacpp.timing import TimingTask, measure, percentiles
 from ..recipe import Recipe
-from ..records import Message, Prompt, read_prompts
+from ..records import Message, Prompt, iter_prompts
 from ..run import Progress, Run, cores, file_sha256, machine, stop_if_asked, write_whole
 from ..schema import load_schema
 from .candidates import Candidate, answering, greedy, quant_candidates, teacher_candidates
 
-__all__ = ["bench", "bench_files", "timed_prompts"]
+__all__ = ["bench", "bench_files", "require_timed", "timed_prompts"]
 
 BACKEND_REQUESTS = 20  # of a teacher that is no GGUF: its time is money or patience, and only the median is compared
 THROUGH_BACKEND = f"through the backend, one at a time, on {BACKEND_REQUESTS} prompts"
@@ -56,19 +58,33 @@ def timed_prompts(recipe: Recipe) -> list[Prompt]:
 
     Raises InvalidInput where the recipe's files hold too few.
     """
-    settings = recipe.bench
-    evals = read_prompts(recipe.file(recipe.evaluate.file))
-    others = read_prompts(recipe.file(recipe.prompts.file))
-    distinct = list({prompt.id: prompt for prompt in (*evals, *others) if prompt.text.strip()}.values())
-    if len(distinct) < settings.requests + settings.warmup:
-        raise InvalidInput(
-            f"{recipe.path}: bench.requests is {settings.requests} and bench.warmup {settings.warmup}, but the eval "
-            f"and prompt files hold only {len(distinct)} distinct prompts",
-            "Write more prompts, or lower bench.requests.",
-        )
-    timed, warmup = distinct[: settings.requests], distinct[-settings.warmup :]
+    require_timed(recipe)
+    prompts = _distinct(recipe)
+    timed, warmup = list(islice(prompts, recipe.bench.requests)), deque(prompts, maxlen=recipe.bench.warmup)
     random.Random(recipe.seed).shuffle(timed)
     return [*warmup, *timed]
+
+
+def require_timed(recipe: Recipe) -> None:
+    """Raise InvalidInput where the recipe's files hold too few prompts; no more of them is read than that takes."""
+    settings = recipe.bench
+    count = sum(1 for _ in islice(_distinct(recipe), settings.requests + settings.warmup))
+    if count < settings.requests + settings.warmup:
+        raise InvalidInput(
+            f"{recipe.path}: bench.requests is {settings.requests} and bench.warmup {settings.warmup}, but the eval "
+            f"and prompt files hold only {count} distinct prompts",
+            "Write more prompts, or lower bench.requests.",
+        )
+
+
+def _distinct(recipe: Recipe) -> Iterator[Prompt]:
+    """Every prompt with words, once: those of the eval set, then the others."""
+    seen: set[str] = set()
+    for path in (recipe.file(recipe.evaluate.file), recipe.file(recipe.prompts.file)):
+        for prompt in iter_prompts(path):
+            if prompt.text.strip() and prompt.id not in seen:
+                seen.add(prompt.id)
+                yield prompt
 
 
 def _measure(recipe: Recipe, people: Sequence[Candidate], scratch: Path | None, progress: Progress) -> dict[str, Any]:

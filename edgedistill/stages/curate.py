@@ -13,13 +13,13 @@ from typing import Any
 from ..chat import json_instance
 from ..errors import InvalidInput
 from ..recipe import CurateSettings, Recipe
-from ..records import Completion, Message, Prompt, iter_prompts, json_lines
+from ..records import Completion, Message, Prompt, iter_prompts, json_lines, sample_of
 from ..run import Progress, Run, write_whole
 from ..schema import load_schema, schema_validator
 from ..similarity import SimilarTexts, in_blocks
 from .combine import Answered, combined
 from .keys import AnswerKeys
-from .prompts import sample_of
+from .prompts import SAMPLED
 from .streams import rows_file
 from .teach import answers, prompts_file, row_count, taught_keys
 
@@ -37,7 +37,7 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     reasons: Counter[str] = Counter()
     done = 0
     with ExitStack() as stack:
-        screen = _Screen(recipe, run, out, total, stack)
+        screen = _Screen(recipe, run, out, stack)
         files = {name: stack.enter_context(rows_file(out / f"{name}.jsonl")) for name in ("train", "valid", "rejected")}
         for block in in_blocks(answers(recipe, run), lambda row: row[0].text):
             for (prompt, given), verdict in zip(block, screen.judge(block), strict=True):
@@ -77,11 +77,11 @@ def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str
 class _Screen:
     """All rules of a recipe, with what they remember of the rows before."""
 
-    def __init__(self, recipe: Recipe, run: Run, out: Path, total: int, stack: ExitStack) -> None:
+    def __init__(self, recipe: Recipe, run: Run, out: Path, stack: ExitStack) -> None:
         self._settings = recipe.curate
         self._folder = recipe.path.parent
         self._is_valid = schema_validator(load_schema(recipe))
-        sample = sample_of(prompts_file(run), total)
+        sample = sample_of(prompts_file(run), SAMPLED)
         self._seen = stack.enter_context(SimilarTexts(recipe.curate.near_duplicate, out, sample))
         self._eval = stack.enter_context(SimilarTexts(recipe.curate.eval_overlap, out, sample))
         for path in recipe.files("evaluate").values():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
 from ..recipe import Recipe
-from ..records import Prompt, iter_prompts
+from ..records import Prompt, iter_prompts, placed_lines, sample_of
 from ..run import Progress, Run
 from ..similarity import SimilarTexts, in_blocks
 from .streams import rows_file
 
-__all__ = ["prompt_row", "prompts", "sample_of"]
+__all__ = ["SAMPLED", "prompt_row", "prompts"]
 
 SAMPLED = 4096  # prompts that the search for similar ones looks at before
 
@@ -21,10 +20,10 @@ SAMPLED = 4096  # prompts that the search for similar ones looks at before
 def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `prompts.jsonl`, and `dropped.jsonl` with what each dropped prompt repeats."""
     source = recipe.file(recipe.prompts.file)
-    total = sum(1 for _ in iter_prompts(source))
+    total = sum(1 for _, line in placed_lines(source) if line.strip())
     done = kept = 0
     with (
-        SimilarTexts(recipe.prompts.near_duplicate, out, sample_of(source, total)) as seen,
+        SimilarTexts(recipe.prompts.near_duplicate, out, sample_of(source, SAMPLED)) as seen,
         rows_file(out / "prompts.jsonl") as keep,
         rows_file(out / "dropped.jsonl") as drop,
     ):
@@ -41,12 +40,6 @@ def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
         if not kept:
             raise InvalidInput(f"{source}: no prompts", "Write at least one row.")
     return {"kept": kept, "dropped": done - kept}
-
-
-def sample_of(source: Path, total: int) -> list[str]:
-    """Texts of prompts from all over a file."""
-    every = max(1, total // SAMPLED)
-    return [prompt.text for prompt in islice(iter_prompts(source), 0, None, every)]
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""T1: tokens computed per second against llama-bench's pp512, and requests against a loop over llama-cpp-python.
-
-With --server also T3: the same prompts against llama-server -np 16. Each round runs all of them, in turns.
-"""
+"""T1: tokens computed per second against llama-bench's pp512, and requests against a loop over llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from pathlib import Path
 
 import engine_work
 import llama_tools
-import server_client
 from measure import finish, median_interval, note, teacher_gguf
 
 from edgedistill.llamacpp.answer import Answerer
@@ -33,7 +29,6 @@ class Ours:
         self.work = Work(len(answerer.shared.tokens), own, engine_work.MAX_TOKENS, False)
         self.layout: Layout = best_layout(answerer.model, self.work, cores(), None)
         self.tokens_per_second = 0.0
-        self.prompt_tokens = 0.0
         note(f"{len(prompts)} prompts, {self.work}, {self.layout}")
 
     def __call__(self) -> float:
@@ -41,10 +36,7 @@ class Ours:
         with self._answerer.engine(self.layout, self._requests) as engine:
             answers = list(engine.run(self._requests))
             seconds = time.perf_counter() - started
-            written = sum(len(answer.tokens) - (answer.finish_reason == "length") for answer in answers)
-            unique = self.work.shared + sum(len(request.tokens) for request in self._requests)
             self.tokens_per_second = engine.decoded_tokens / seconds
-            self.prompt_tokens = (engine.decoded_tokens - written) / unique
         return len(answers) / seconds
 
 
@@ -69,30 +61,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--server", action="store_true", help="also T3")
     options = parser.parse_args()
     model = teacher_gguf()
     answerer = engine_work.answerer(model)
     prompts = engine_work.prompts(answerer, options.prompts)
     ours = Ours(answerer, prompts)
-    figures: dict[str, list[float]] = {"ours": [], "tokens": [], "pp512": [], "loop": [], "server": []}
+    figures: dict[str, list[float]] = {"ours": [], "tokens": [], "pp512": [], "loop": []}
     for number in range(options.rounds):
         figures["pp512"].append(llama_tools.llama_bench(model, cores()))
         figures["ours"].append(ours())
         figures["tokens"].append(ours.tokens_per_second)
         figures["loop"].append(looped(model, prompts))
-        if options.server:
-            figures["server"].append(server_client.requests_per_second(model, prompts))
-        note(f"round {number + 1}: " + ", ".join(f"{name} {rates[-1]:.3f}" for name, rates in figures.items() if rates))
+        note(f"round {number + 1}: " + ", ".join(f"{name} {rates[-1]:.3f}" for name, rates in figures.items()))
     tokens = median_interval(figures["tokens"], figures["pp512"])
     loop = median_interval(figures["ours"], figures["loop"])
-    more = {"n": len(prompts), "rounds": options.rounds, "layout": str(ours.layout), "raw": figures}
-    if options.server:
-        server = median_interval(figures["ours"], figures["server"])
-        peer = "llama-server -np 16, its prompt cache on, async client"
-        finish("T3", server[0], 1.05, server[0] >= 1.05, peer=peer, unit="x requests/s", interval=server[1:], **more)
-    finish("T4", round(ours.prompt_tokens, 4), 1.02, ours.prompt_tokens <= 1.02, peer="prefix once + unique parts",
-           unit="x prompt tokens", n=len(prompts))  # fmt: skip
     finish(
         "T1",
         {"of_pp512": tokens[0], "of_loop": loop[0]},
@@ -101,7 +83,10 @@ def main() -> None:
         peer="llama-bench pp512; a loop over Llama.create_chat_completion",
         unit="x tokens/s; x requests/s",
         intervals={"of_pp512": tokens[1:], "of_loop": loop[1:]},
-        **more,
+        n=len(prompts),
+        rounds=options.rounds,
+        layout=str(ours.layout),
+        raw=figures,
     )
 
 
