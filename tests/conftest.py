@@ -31,6 +31,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         os.sched_setaffinity(0, CORES if item.get_closest_marker("slow") else {max(CORES)})
 
 
+@pytest.fixture(autouse=True)
+def own_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keep what a test finds out about pico models out of the user's cache; slow tests read real models from there."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setenv("EDGEDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> PicoModels:
     """A pico teacher and a pico student, to be read only."""
