@@ -17,20 +17,26 @@ from numpy.typing import NDArray
 from ..errors import MissingRequirement
 from ..recipe import StudentSettings, TrainSettings
 from .encode import EncodedExample
+from .lessons import Lesson, hard_lesson
 
 __all__ = ["BACKENDS", "Student", "TrainStep", "TrainingData", "load_student", "require_student"]
 
 # backend -> (the libraries it needs, what to install)
-BACKENDS = {"torch": (("torch", "transformers", "peft", "tokenizers"), "'edgedistill[torch]'")}
+BACKENDS = {
+    "torch": (("torch", "transformers", "peft", "tokenizers"), "'edgedistill[torch]'"),
+    "mlx": (("mlx", "mlx_lm", "tokenizers"), "'edgedistill[mlx]'"),
+}
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded examples to learn from and to measure on, and the seed of weights and order."""
+    """Encoded examples to learn from and to measure on, what each teaches, and the seed of weights and order."""
 
     train: Sequence[EncodedExample]
     valid: Sequence[EncodedExample]
     seed: int
+    lesson: Callable[[EncodedExample], Lesson] = hard_lesson
+    """What an example teaches: its text, unless the stage knows the teacher's distribution."""
 
 
 @dataclass(frozen=True)
