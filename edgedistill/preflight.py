@@ -18,11 +18,13 @@ from .llamacpp.importer import require_importable
 from .llamacpp.writer import require_writable
 from .models import Identity, check_gguf, identify, vet_licence
 from .recipe import Recipe, TeacherSettings
-from .records import Example, Message, Prompt, iter_prompts, read_prompts
+from .records import Example, Message, Prompt, iter_prompts, longest_prompt, read_prompts
 from .run import Run, free_space
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
 from .stages.bench import require_timed
 from .stages.combine import verifier_command
+from .stages.prompts import prompts_read
+from .stages.taught import require_taught
 from .stages.teach import WHOLE, row_count
 from .students import require_student
 from .students.encode import Encoder
@@ -67,9 +69,12 @@ def _files(recipe: Recipe, run: Run) -> str:
 
 
 def _prompts(recipe: Recipe, run: Run) -> str:
-    count = sum(1 for _ in iter_prompts(recipe.file(recipe.prompts.file)))
+    source = recipe.file(recipe.prompts.file)
+    count = prompts_read(recipe, run)
+    if count is None:  # to read a file of very many rows again, only to find them as they were, takes seconds
+        count = sum(1 for _ in iter_prompts(source))
     if not count:
-        raise InvalidInput(f"{recipe.file(recipe.prompts.file)}: no prompts", "Write at least one row.")
+        raise InvalidInput(f"{source}: no prompts", "Write at least one row.")
     shown = [str(len(preamble(recipe, teacher)) // 2) for teacher in recipe.teachers]
     who = "the teacher is shown" if len(shown) == 1 else "the teachers are shown"
     return f"{count} prompts; {who} {' and '.join(shown)} examples"
@@ -85,9 +90,10 @@ def _schema(recipe: Recipe, run: Run) -> str:
     if answers is None:
         return f"{recipe.schema_file}"
     found = f"{recipe.schema_file}; closed set of {len(answers)} answers"
-    if kept_answers(schema, recipe.teach) is not None:
-        return f"{found}, each with its probability"
-    return f"{found}, of which one is written out"
+    weigh = [BACKENDS[teacher.backend].scores for teacher in recipe.teachers]
+    if kept_answers(schema, recipe.teach) is None or not any(weigh):
+        return f"{found}, of which one is written out"
+    return f"{found}, each with its probability{'' if all(weigh) else '; a server writes one out'}"
 
 
 def _several(recipe: Recipe, run: Run) -> str:
@@ -231,7 +237,7 @@ def _student(recipe: Recipe, run: Run) -> str:
         return "to be looked at when it is here"
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF"
-    longest = max(iter_prompts(recipe.file(recipe.prompts.file)), key=lambda prompt: len(prompt.text))
+    longest = longest_prompt(recipe.file(recipe.prompts.file))
     turns = (*longest.messages, Message("assistant", "yes"))
     row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns)))
     if row.start + recipe.teach.max_tokens > recipe.train.max_length:
@@ -299,6 +305,11 @@ def _disk(recipe: Recipe, run: Run) -> str:
     return f"about {needed / GIGABYTE:.1f} GB, {free / GIGABYTE:.0f} GB free"
 
 
+def _loss(recipe: Recipe, run: Run) -> str:
+    """Whether the student can learn what its loss asks for."""
+    return require_taught(recipe)
+
+
 Requirement = Callable[[Recipe, Run], str]
 REQUIREMENTS: dict[str, Requirement] = {
     "files": _files,
@@ -308,6 +319,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "backends": _backends,
     "answers": _several,
     "targets": _targets,
+    "loss": _loss,
     "models": _models,
     "student": _student,
     "licences": _licences,

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from test_teachers import required_or_skipped
 from edgedistill.errors import EdgeDistillError, InvalidInput, Stopped
 from edgedistill.recipe import StudentSettings, TrainSettings
 from edgedistill.records import Example, Message
-from edgedistill.students import BACKENDS, Student, TrainingData, TrainStep, checkpoints, load_student
+from edgedistill.students import BACKENDS, Estimate, Student, TrainingData, TrainStep, checkpoints, load_student
 from edgedistill.students.batching import epoch_batches, padded_share
 from edgedistill.students.encode import EncodedExample, Encoder
 
@@ -32,7 +33,7 @@ SETTINGS = TrainSettings(
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(scope="module", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     required_or_skipped(request.param, BACKENDS[request.param][0])
     return str(request.param)
@@ -70,7 +71,9 @@ class Steps(list[TrainStep]):
     def __init__(self, stop_behind: int = 0) -> None:
         self._stop_behind = stop_behind
 
-    def __call__(self, step: TrainStep) -> None:
+    def __call__(self, step: TrainStep | Estimate) -> None:
+        if isinstance(step, Estimate):
+            return
         self.append(step)
         if step.step == self._stop_behind:
             raise Stopped("stopped as asked")
@@ -179,14 +182,11 @@ def test_batches_of_like_length_hold_little_padding(lengths: list[int], size: in
 Trained = tuple[Path, dict[str, Any], Steps]
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def trained(
-    request: pytest.FixtureRequest, models: PicoModels, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
+@pytest.fixture(scope="module")
+def trained(backend: str, models: PicoModels, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """An uninterrupted training of eight steps, to be read only."""
-    required_or_skipped(request.param, BACKENDS[request.param][0])
     out, steps = tmp_path_factory.mktemp("trained"), Steps()
-    return out, student_of(request.param, models.student).train(data_of(encoder), SETTINGS, out, steps), steps
+    return out, student_of(backend, models.student).train(data_of(encoder), SETTINGS, out, steps), steps
 
 
 def test_every_step_is_reported_and_written(trained: Trained) -> None:
@@ -261,9 +261,9 @@ def test_a_request_to_stop_is_heard_between_two_steps(
 ) -> None:
     steps = Steps()
 
-    def report(step: TrainStep) -> None:
+    def report(step: TrainStep | Estimate) -> None:
         steps(step)
-        if step.step == 3:
+        if len(steps) == 3:
             ask_to_stop()
 
     student = student_of(backend, models.student)
@@ -345,14 +345,16 @@ def test_gradients_that_are_not_finite_stop_with_the_rows_named_too(
     backend: str, models: PicoModels, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is finite, its gradient is not: as where a value overflows on the way back."""
-    torch = pytest.importorskip("torch")
-    whole = torch.nn.functional.cross_entropy
+    module = import_module(f"edgedistill.students.{ {'torch': 'torch', 'mlx': 'mlx_session'}[backend] }")
+    whole = module.head_loss
 
-    def overflowing(logits: Any, targets: Any) -> Any:
-        logits.register_hook(lambda gradient: gradient * math.inf)
-        return whole(logits, targets)
+    def overflowing(hidden: Any, *rest: Any) -> Any:
+        # as large a slope as it takes: x - stop_gradient(x) is 0, its slope is not
+        total, each = whole(hidden, *rest)
+        still = hidden.detach() if backend == "torch" else import_module("mlx.core").stop_gradient(hidden)
+        return total + ((hidden - still) * 3e38 * 10).sum(), each
 
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", overflowing)
+    monkeypatch.setattr(module, "head_loss", overflowing)
     with pytest.raises(EdgeDistillError, match=r"step 1: .*rows row\d+, row\d+"):
         student_of(backend, models.student).train(data_of(encoder), SETTINGS, tmp_path, Steps())
 

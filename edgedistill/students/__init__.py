@@ -19,13 +19,37 @@ from ..recipe import StudentSettings, TrainSettings
 from .encode import EncodedExample
 from .lessons import Lesson, hard_lesson
 
-__all__ = ["BACKENDS", "Student", "TrainStep", "TrainingData", "load_student", "require_student"]
+__all__ = [
+    "BACKENDS",
+    "Estimate",
+    "Exam",
+    "Report",
+    "Student",
+    "TrainStep",
+    "TrainingData",
+    "load_student",
+    "require_student",
+]
 
 # backend -> (the libraries it needs, what to install)
 BACKENDS = {
     "torch": (("torch", "transformers", "peft", "tokenizers"), "'edgedistill[torch]'"),
     "mlx": (("mlx", "mlx_lm", "tokenizers"), "'edgedistill[mlx]'"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """Prompts that the student answers after each epoch, and who marks the answers."""
+
+    prompts: Sequence[Sequence[int]]
+    """Token ids of each."""
+    end: int
+    """The token that ends an answer."""
+    longest: int
+    """Tokens of an answer at most."""
+    score: Callable[[Sequence[Sequence[int]]], float]
+    """The share of right answers, given the token ids of all."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +61,7 @@ class TrainingData:
     seed: int
     lesson: Callable[[EncodedExample], Lesson] = hard_lesson
     """What an example teaches: its text, unless the stage knows the teacher's distribution."""
+    exam: Exam | None = None
 
 
 @dataclass(frozen=True)
@@ -49,14 +74,23 @@ class TrainStep:
     learning_rate: float
     tokens_per_s: float
     valid_loss: float | None = None
+    score: float | None = None
+    """Share of the exam's answers that are right."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will take, told before its first step."""
+
+    memory_bytes: int
+    """The peak of the process, or of its share of the GPU."""
+    seconds: float
 
 
 class Student(Protocol):
     """A model that can be trained."""
 
-    def train(
-        self, data: TrainingData, settings: TrainSettings, out: Path, report: Callable[[TrainStep], None]
-    ) -> dict[str, Any]:
+    def train(self, data: TrainingData, settings: TrainSettings, out: Path, report: Report) -> dict[str, Any]:
         """Write `adapter/`, resuming from the newest whole checkpoint under `checkpoints/`; return a summary."""
 
     def merge(self, adapter: Path, out: Path) -> None:
@@ -64,6 +98,9 @@ class Student(Protocol):
 
     def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[Any]:
         """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""
+
+
+Report = Callable[[TrainStep | Estimate], None]
 
 
 def require_student(settings: StudentSettings) -> None:

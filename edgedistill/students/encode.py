@@ -21,6 +21,10 @@ class EncodedExample:
     id: str
     tokens: tuple[int, ...]
     start: int
+    key: str = ""
+    """Where the teacher's distributions at the completion's tokens are stored, if they are."""
+    answers: tuple[tuple[tuple[int, ...], float], ...] = ()
+    """The teacher's probability of each answer, as token ids, where the set of answers is closed."""
 
 
 class Encoder:
@@ -71,6 +75,11 @@ class Encoder:
         prompt, answer = self.ids(before), self.ids(whole[len(before) :])
         end = self.end_token(answer)
         return EncodedExample(example.id, tuple(prompt + answer[: end + 1]), len(prompt))
+
+    def completion(self, answer: str) -> tuple[int, ...]:
+        """Token ids of an answer, to the token that ends it, whatever it answers."""
+        found = self.example(Example("", (Message("system", ""), Message("user", "-"), Message("assistant", answer))))
+        return found.tokens[found.start :]
 
     def end_token(self, answer: Sequence[int]) -> int:
         """Index of the last special token of an answer: the one that ends it."""

@@ -17,7 +17,19 @@ from numpy.typing import NDArray
 from ..targets import Targets
 from .encode import EncodedExample
 
-__all__ = ["NO_TAIL", "Batch", "Lesson", "Rows", "answers_lesson", "collated", "hard_lesson", "paths", "text_lesson"]
+__all__ = [
+    "NO_TAIL",
+    "Batch",
+    "Lesson",
+    "Rows",
+    "answers_lesson",
+    "collated",
+    "cooled",
+    "hard_lesson",
+    "head_of",
+    "paths",
+    "text_lesson",
+]
 
 NO_TAIL = -np.inf
 ROOT = -1
@@ -48,6 +60,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.at)
+
+    @property
+    def weight(self) -> float:
+        """What the rows weigh together: losses are divided by it."""
+        return float(self.ce.sum(dtype=np.float64) + self.soft.sum(dtype=np.float64))
 
     @property
     def is_soft(self) -> bool:
@@ -142,45 +159,44 @@ def _softened(rows: Rows, targets: Targets, ce_weight: float) -> Rows:
     return replace(rows, ce=ce, soft=soft, ids=ids, logprobs=logprobs, tail=tail)
 
 
-def answers_lesson(
-    identity: str,
-    prompt: Sequence[int],
-    answers: Mapping[tuple[int, ...], float],
-    temperature: float = 1.0,
-    floor: float = 0.0,
-) -> Lesson:
-    """The lesson of a closed set of answers: token ids and the teacher's probability of each, which sum to 1.
+def answers_lesson(identity: str, prompt: Sequence[int], answers: Mapping[tuple[int, ...], float]) -> Lesson:
+    """The lesson of a closed set of answers: token ids and the probability to learn of each, which sum to 1.
 
-    The loss is the cross entropy over whole answers, - sum_a p(a) log q(a | prompt), which falls apart into one cross
-    entropy at each branch of the trie of answers, weighed by the probability of getting there. Divided by the sum of
-    these weights it is a mean over tokens like that of plain text, and the same where one answer has all probability.
-    Probabilities become p^(1/temperature), normalised; then answers below `floor` are left out, and the rest weighs 1.
+    The loss is the cross entropy over whole answers, - sum_a p(a) log q(a | prompt), less the entropy of p. It falls
+    apart into one divergence at each branch of the trie of answers, weighed by the probability of getting there.
+    Divided by the sum of these weights it is a mean over tokens like that of plain text, and the same where one answer
+    has all probability.
     """
-    weights = _cooled(np.fromiter(answers.values(), np.float64, len(answers)), temperature, floor)
     tokens, parents = list(prompt), list(range(-1, len(prompt) - 1))
     children: dict[int, dict[int, tuple[int, float]]] = {}  # place -> token -> (its place, probability)
-    for answer, weight in zip(answers, weights.tolist(), strict=True):
+    for answer, share in answers.items():
         place = len(prompt) - 1
-        for token in answer if weight > 0 else ():
+        for token in answer:
             node = children.setdefault(place, {})
-            # a leaf has nothing to predict, but a longer answer may go on from it: all tokens have a place
             if token not in node:
                 node[token] = (len(tokens), 0.0)
                 tokens.append(token)
                 parents.append(place)
             child, so_far = node[token]
-            node[token] = (child, so_far + weight)
+            node[token] = (child, so_far + share)
             place = child
     return Lesson(identity, np.array(tokens, np.int32), np.array(parents, np.int32), _branch_rows(children))
 
 
-def _cooled(shares: NDArray[np.float64], temperature: float, floor: float) -> NDArray[np.float64]:
+def cooled(shares: Sequence[float], temperature: float, floor: float) -> NDArray[np.float64]:
+    """Probabilities as p^(1/temperature), normalised, then those below `floor` left out, and normalised again.
+
+    The largest one stays in any case.
+
+    >>> cooled([0.5, 0.3, 0.2], 0.5, 0.2).round(3).tolist()
+    [0.735, 0.265, 0.0]
+    """
     with np.errstate(divide="ignore"):
-        logs = np.log(shares) / temperature
-    shares = np.exp(logs - logs.max())
-    shares /= shares.sum()
-    shares[shares < min(floor, shares.max())] = 0.0
-    kept: NDArray[np.float64] = shares / shares.sum()
+        logs = np.log(np.asarray(shares, np.float64)) / temperature
+    found = np.exp(logs - logs.max())
+    found /= found.sum()
+    found[found < min(floor, found.max())] = 0.0
+    kept: NDArray[np.float64] = found / found.sum()
     return kept
 
 
@@ -230,6 +246,15 @@ def paths(lesson: Lesson) -> list[Lesson]:
         rows = replace(rows, at=np.array([place[at] for at in rows.at.tolist()], np.int32))
         found.append(Lesson(lesson.id, lesson.tokens[chain], np.arange(-1, len(chain) - 1, dtype=np.int32), rows))
     return found
+
+
+def head_of(lesson: Lesson, length: int) -> Lesson:
+    """A text of exactly `length` tokens, a lesson's first ones or repeated, of which all but one are learned.
+
+    It teaches nothing: it is for measuring what a step takes.
+    """
+    tokens = np.resize(lesson.tokens, length)
+    return text_lesson(lesson.id, tokens.tolist(), 1)
 
 
 def _picked(rows: Rows, wanted: NDArray[np.intp]) -> Rows:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,9 +18,10 @@ from .encode import EncodedExample
 
 __all__ = ["PackedExamples", "packed"]
 
-# all little-endian, one value a row but in TOKENS: token ids, one example's after another's
+# all little-endian, one value a row but in TOKENS and MORE: one example's after another's
 TOKENS, LENGTHS, STARTS, IDS = "tokens.u32", "lengths.u32", "starts.u32", "ids.s32"
-TYPES = {TOKENS: "<u4", LENGTHS: "<u4", STARTS: "<u4", IDS: "S32"}
+MORE, MORE_LENGTHS = "more.json", "more.u32"
+TYPES = {TOKENS: "<u4", LENGTHS: "<u4", STARTS: "<u4", IDS: "S32", MORE: "u1", MORE_LENGTHS: "<u4"}
 
 
 class PackedExamples(Sequence[EncodedExample]):
@@ -27,14 +30,16 @@ class PackedExamples(Sequence[EncodedExample]):
     def __init__(self, folder: Path) -> None:
         self.lengths: NDArray[np.uint32] = np.fromfile(folder / LENGTHS, dtype=TYPES[LENGTHS])
         """Tokens of each example."""
-        self._bounds = np.zeros(len(self.lengths) + 1, dtype=np.int64)
-        np.cumsum(self.lengths, out=self._bounds[1:])
-        self._starts, self._tokens, self._ids = (_mapped(folder / name, TYPES[name]) for name in (STARTS, TOKENS, IDS))
+        self._bounds = _bounds(self.lengths)
+        self._more_bounds = _bounds(np.fromfile(folder / MORE_LENGTHS, dtype=TYPES[MORE_LENGTHS]))
+        mapped = {name: _mapped(folder / name, TYPES[name]) for name in (STARTS, TOKENS, IDS, MORE)}
+        self._starts, self._tokens, self._ids, self._more = mapped.values()
 
     @property
     def is_whole(self) -> bool:
         """Whether the files are of one make: all rows, and all of their tokens."""
-        return len(self._starts) == len(self._ids) == len(self) and len(self._tokens) == self._bounds[-1]
+        rows = len(self._starts) == len(self._ids) == len(self._more_bounds) - 1 == len(self)
+        return rows and len(self._tokens) == self._bounds[-1] and len(self._more) == self._more_bounds[-1]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -51,7 +56,10 @@ class PackedExamples(Sequence[EncodedExample]):
         row = range(len(self))[index]
         tokens = self._tokens[self._bounds[row] : self._bounds[row + 1]]
         name = self._ids[row].decode("utf-8", "ignore")
-        return EncodedExample(name, tuple(tokens.tolist()), int(self._starts[row]))
+        more = bytes(self._more[self._more_bounds[row] : self._more_bounds[row + 1]])
+        key, answers = json.loads(more) if more else ("", ())
+        shares = tuple((tuple(answer), share) for answer, share in answers)
+        return EncodedExample(name, tuple(tokens.tolist()), int(self._starts[row]), key, shares)
 
 
 def packed(folder: Path, examples: Iterable[EncodedExample]) -> PackedExamples:
@@ -86,17 +94,26 @@ def _whole(folder: Path) -> PackedExamples | None:
 
 
 def _write(folder: Path, examples: Iterable[EncodedExample]) -> None:
-    with (
-        (folder / TOKENS).open("wb") as tokens,
-        (folder / LENGTHS).open("wb") as lengths,
-        (folder / STARTS).open("wb") as starts,
-        (folder / IDS).open("wb") as ids,
-    ):
+    with ExitStack() as stack:
+        tokens, lengths, starts, ids, more, more_lengths = (
+            stack.enter_context((folder / name).open("wb"))
+            for name in (TOKENS, LENGTHS, STARTS, IDS, MORE, MORE_LENGTHS)
+        )
         for example in examples:
+            taught = json.dumps([example.key, example.answers]).encode() if example.key or example.answers else b""
             tokens.write(np.array(example.tokens, dtype=TYPES[TOKENS]).tobytes())
             lengths.write(len(example.tokens).to_bytes(4, "little"))
             starts.write(example.start.to_bytes(4, "little"))
             ids.write(example.id.encode()[:32].ljust(32, b"\0"))
+            more.write(taught)
+            more_lengths.write(len(taught).to_bytes(4, "little"))
+
+
+def _bounds(lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Where each row begins, and the last one ends."""
+    bounds = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=bounds[1:])
+    return bounds
 
 
 def _mapped(path: Path, kind: str) -> NDArray[Any]:

@@ -1,18 +1,15 @@
-"""A student trained by PyTorch: LoRA through PEFT, or all weights, on CUDA, MPS or the CPU.
+"""A student trained by PyTorch: adapters through PEFT, or all weights, on CUDA, MPS or the CPU.
 
-Only completion tokens carry loss, and only their rows reach the output head. A killed training goes on from its newest
-whole checkpoint and, on the CPU, ends in the same bits.
+Only rows that carry loss reach the output head, whose loss never holds a row of logits longer than it needs. A killed
+training goes on from its newest whole checkpoint and, on the CPU, ends in the same bits.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +17,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import EdgeDistillError, Stopped
+from ..errors import MissingRequirement
 from ..hardware import compute_dtype, device
 from ..recipe import TrainSettings
-from ..records import json_lines
-from ..run import cores, no_room, stop_if_asked, write_whole
-from . import TrainingData, TrainStep, checkpoints
-from .batching import epoch_batches, padded_share
-from .encode import EncodedExample
+from ..run import cores, no_room
+from . import Estimate, Exam, Report, TrainingData
+from .divergence import Divergence
+from .initial import lora_a
+from .lessons import Batch, Lesson, collated
+from .merge import merge_adapter
+from .torch_head import HeadRows, head_loss
+from .torch_memory import free_bytes, peak_bytes, step_cost, used_bytes
+from .training import Loss, run_training
 
 __all__ = ["TorchStudent", "load"]
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-LARGEST_FLOAT16 = 65504.0
 CLIP = 1.0
+ROOM = 0.8  # share of the free memory that a step may take
 SHORT = 256  # tokens; up to here plain attention beats torch's fused one on a CPU, whose backward pass is slow
 
 
@@ -48,94 +42,30 @@ def load(base: Path) -> TorchStudent:
     return TorchStudent(base)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All batches of a training, in order: what to resume is a step number."""
-
-    batches: tuple[tuple[int, ...], ...]
-    epoch_ends: frozenset[int]
-
-    @classmethod
-    def of(cls, data: TrainingData, settings: TrainSettings) -> _Plan:
-        batches: list[tuple[int, ...]] = []
-        ends = []
-        for epoch in range(settings.epochs):
-            batches += map(tuple, epoch_batches(data.train, settings.batch_size, data.seed + epoch))
-            ends.append(len(batches))
-        return cls(tuple(batches), frozenset(ends))
-
-
 class TorchStudent:
     """One base model on disk; weights are in memory only inside a method."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
 
-    def train(
-        self, data: TrainingData, settings: TrainSettings, out: Path, report: Callable[[TrainStep], None]
-    ) -> dict[str, Any]:
+    def train(self, data: TrainingData, settings: TrainSettings, out: Path, report: Report) -> dict[str, Any]:
         """Write `adapter/` and `metrics.jsonl`; return steps, final losses and rates.
 
-        Raises EdgeDistillError that names the batch where the loss is not finite.
+        Raises EdgeDistillError that names the rows where a loss is not finite.
         """
         torch.set_num_threads(cores())
         torch.manual_seed(data.seed)
-        model = self._load(compute_dtype(torch))
+        model = _quantized(self._base) if settings.method == "qlora" else self._load(compute_dtype(torch))
         if device(torch) == "cpu" and max(len(example.tokens) for example in data.train) <= SHORT:
             model.set_attn_implementation("eager")
-        session = _Session(model, data, settings)
-        plan = _Plan.of(data, settings)
-        found = checkpoints.newest(out / "checkpoints")
-        if found is not None:
-            session.restore(*found)
-        while session.step < len(plan.batches):
-            session.run_step(plan, report)
-            due = session.step == len(plan.batches) or session.step % settings.checkpoint_steps == 0
-            if due:
-                session.save(out / "checkpoints")
-            try:
-                stop_if_asked()
-            except Stopped:
-                if not due:
-                    session.save(out / "checkpoints")
-                raise
-        write_whole(out / "metrics.jsonl", json_lines(session.metrics))
-        with _room_for(out / "adapter"):
-            session.save_adapter(out / "adapter")
-        last = session.metrics[-1]
-        return {
-            "steps": session.step,
-            "loss": last["loss"],
-            "valid_loss": last.get("valid_loss"),
-            "trained_parameters": session.size,
-            "padded_share": round(padded_share(data.train, plan.batches), 4),
-            "dtype": str(compute_dtype(torch)).removeprefix("torch."),
-            "resumed_from": found[1]["step"] if found else 0,
-        }
+        session = _Session(model, settings, data.seed)
+        summary = run_training(session, data, settings, out, report)
+        dtype = str(compute_dtype(torch)).removeprefix("torch.")
+        return {**summary, "trained_parameters": session.size, "dtype": dtype, "peak_memory_bytes": peak_bytes()}
 
     def merge(self, adapter: Path, out: Path) -> None:
         """Write base + adapter as a Hugging Face folder with 16-bit safetensors; tokenizer files are copied as is."""
-        model = self._load(torch.float32)
-        if (adapter / "adapter_config.json").is_file():
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-        else:
-            found = model.load_state_dict(_read_tensors(adapter / "model.safetensors"), strict=False)
-            model.tie_weights()
-            if found.unexpected_keys or set(found.missing_keys) - {"lm_head.weight"}:
-                raise EdgeDistillError(f"{adapter}: not the weights of {self._base}", "Redo with --from train.")
-        extremes = [float(weight.detach().abs().max()) for weight in model.parameters()]
-        if not all(map(math.isfinite, extremes)) or max(extremes) > LARGEST_FLOAT16:
-            raise EdgeDistillError(
-                f"{adapter}: weights are not finite, or too large for 16 bits", "Lower train.learning_rate."
-            )
-        model.to(torch.float16)
-        with _room_for(out):
-            model.save_pretrained(out)
-            for name in TOKENIZER_FILES:
-                if (self._base / name).is_file():
-                    shutil.copyfile(self._base / name, out / name)
+        merge_adapter(self._base, adapter, out)
 
     def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""
@@ -150,85 +80,107 @@ class TorchStudent:
 
 
 class _Session:
-    """A training under way: model, optimizer, where it stands."""
+    """A training under way: model, optimizer, random state. See `training.Session`."""
 
-    def __init__(self, model: Any, data: TrainingData, settings: TrainSettings) -> None:
+    def __init__(self, model: Any, settings: TrainSettings, seed: int) -> None:
         self._settings = settings
-        self._data = data
-        self._model = _with_adapter(model, settings) if settings.method == "lora" else model.float()
+        self._rows = settings.micro_batch
+        self._how = Divergence(settings.divergence, settings.beta, settings.temperature)
+        self._model = model.float() if settings.method == "full" else _with_adapter(model, settings, seed)
         # an adapter is small: its master weights and their moments stay in float32 whatever the base computes in
         self._weights = {name: weight for name, weight in self._model.named_parameters() if weight.requires_grad}
         self._optimizer = torch.optim.AdamW(
             self._weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.step = 0
-        self.metrics: list[dict[str, Any]] = []
 
     @property
     def size(self) -> int:
+        """Trained weights."""
         return sum(weight.numel() for weight in self._weights.values())
 
-    def run_step(self, plan: _Plan, report: Callable[[TrainStep], None]) -> None:
-        """One optimizer step on the next batch, recorded and reported."""
-        batch = [self._data.train[index] for index in plan.batches[self.step]]
-        rate = learning_rate(self.step, len(plan.batches), self._settings)
+    def settle(self, largest: Sequence[Lesson], settled: dict[str, Any] | None) -> tuple[dict[str, Any], Estimate]:
+        """See `training.Session`: fewer examples at once, then activations computed twice, until a step fits."""
+        settings, length = self._settings, max(map(len, largest))
+        if settings.gradient_checkpointing == "on":
+            self._compute_twice()
+        cost = step_cost(self._model, self._summed, largest[0])
+        loaded, room = used_bytes(), free_bytes() * ROOM
+        if settled is None:
+            rows = settings.micro_batch or len(largest)
+            while not settings.micro_batch and rows > 1 and cost.bytes(rows, length) > room:
+                rows = -(-rows // 2)
+            is_tight = settings.gradient_checkpointing == "auto" and cost.bytes(rows, length) > room
+            settled = {"micro_batch": rows, "recomputed": is_tight or settings.gradient_checkpointing == "on"}
+        if settled["recomputed"] and settings.gradient_checkpointing == "auto":
+            self._compute_twice()
+            cost = step_cost(self._model, self._summed, largest[0])
+        self._rows = settled["micro_batch"]
+        seconds = cost.seconds_per_token * sum(map(len, largest))
+        return settled, Estimate(loaded + cost.bytes(self._rows, length), seconds)
+
+    def _compute_twice(self) -> None:
+        """Keep each layer's input alone for the backward pass: gradient checkpointing, arXiv 1604.06174."""
+        self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self._settings.method != "full":
+            self._model.enable_input_require_grads()
+
+    def step(self, lessons: Sequence[Lesson], learning_rate: float) -> tuple[Loss, float]:
+        """Take one optimizer step; return its loss before the step, and the gradient's norm."""
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        started = time.perf_counter()
+            group["lr"] = learning_rate
         self._model.train()
-        loss, _ = self._loss(batch)
-        value = float(loss.detach())
-        self._must_be_finite("loss", value, batch)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(list(self._weights.values()), CLIP)
-        self._must_be_finite("gradient's norm", float(norm), batch)
-        self._optimizer.step()
-        self.step += 1
-        seconds = time.perf_counter() - started
-        valid = self._valid_loss() if self.step in plan.epoch_ends and self._data.valid else None
-        tokens = sum(len(example.tokens) for example in batch)
-        moment = TrainStep(self.step, len(plan.batches), value, rate, tokens / seconds, valid)
-        self.metrics.append(
-            {"step": self.step, "loss": value, "learning_rate": rate, "tokens_per_s": round(moment.tokens_per_s, 1)}
-            | ({} if valid is None else {"valid_loss": valid})
-        )
-        report(moment)
+        weight = sum(lesson.rows.weight for lesson in lessons)
+        value = 0.0
+        for part in _parts_of(lessons, self._rows):
+            loss = self._summed(part) / weight
+            value += float(loss.detach())
+            if not math.isfinite(value):
+                return Loss(value, weight), value
+            loss.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self._weights.values()), CLIP))
+        if math.isfinite(norm):
+            self._optimizer.step()
+        return Loss(value, weight), norm
 
-    def _must_be_finite(self, what: str, value: float, batch: Sequence[EncodedExample]) -> None:
-        if not math.isfinite(value):
-            names = ", ".join(example.id for example in batch)
-            raise EdgeDistillError(
-                f"step {self.step + 1}: the {what} is {value}; rows {names}",
-                "Lower train.learning_rate, or drop the rows.",
-            )
-
-    def _loss(self, batch: Sequence[EncodedExample]) -> tuple[Any, int]:
-        """Mean cross entropy in nats over the batch's completion tokens, and how many these are."""
-        ids, rows, columns, targets = _tensors(batch)
-        backbone, head = _parts(self._model)
-        with torch.autocast(device(torch), dtype=torch.bfloat16, enabled=compute_dtype(torch) == torch.bfloat16):
-            hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
-            logits = head(hidden[rows, columns])
-        return torch.nn.functional.cross_entropy(logits.float(), targets), len(targets)
-
-    def _valid_loss(self) -> float:
+    def loss(self, lessons: Sequence[Lesson]) -> Loss:
+        """The loss of the batch, without learning from it."""
         self._model.eval()
-        total, count = 0.0, 0
+        weight = sum(lesson.rows.weight for lesson in lessons)
         with torch.no_grad():
-            for batch in _chunks(sorted(self._data.valid, key=lambda e: len(e.tokens)), self._settings.batch_size):
-                loss, size = self._loss(batch)
-                total, count = total + loss.item() * size, count + size
-        return total / count
+            total = sum(float(self._summed(part)) for part in _parts_of(lessons, self._rows))
+        return Loss(total / weight, weight)
 
-    def state(self) -> dict[str, Any]:
-        """All of a checkpoint that is no tensor."""
-        return {"metrics": self.metrics}
+    def _summed(self, lessons: Sequence[Lesson]) -> torch.Tensor:
+        """The weighted sum of the losses of all rows."""
+        batch = collated(lessons, packed=self._settings.packing)
+        backbone, head = _backbone_and_head(self._model)
+        dtype = compute_dtype(torch)
+        with torch.autocast(device(torch), dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            hidden = backbone(**_inputs(batch, dtype), use_cache=False).last_hidden_state
+        at = torch.from_numpy(batch.rows.at).to(hidden.device, torch.int64)
+        picked = hidden.flatten(0, 1)[at].to(dtype)
+        total, _ = head_loss(picked, head.weight.to(dtype), HeadRows.of(batch.rows, hidden.device), self._how)
+        return total
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint into the folder."""
-        with _room_for(folder):
-            checkpoints.save(folder, self.step, self.state(), self.write)
+    def complete(self, exam: Exam) -> list[list[int]]:
+        """Greedy answers to the exam's prompts, as token ids without the end token."""
+        self._model.eval()
+        found = []
+        with torch.no_grad():
+            for prompt in exam.prompts:
+                ids = torch.tensor([list(prompt)], device=device(torch))
+                written = self._model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=exam.longest,
+                    do_sample=False,
+                    eos_token_id=exam.end,
+                    pad_token_id=exam.end,
+                )
+                answer = written[0, len(prompt) :].tolist()
+                found.append(answer[: answer.index(exam.end)] if exam.end in answer else answer)
+        return found
 
     def write(self, folder: Path) -> None:
         """Write the tensors of a checkpoint."""
@@ -240,10 +192,11 @@ class _Session:
             for kind, value in self._optimizer.state[weight].items()
         }
         weights = {name: weight.detach().contiguous() for name, weight in self._weights.items()}
-        save_file(weights, folder / "weights.safetensors")
-        save_file({**moments, "random": torch.get_rng_state()}, folder / "optimizer.safetensors")
+        with _room_for(folder):
+            save_file(weights, folder / "weights.safetensors")
+            save_file({**moments, "random": torch.get_rng_state()}, folder / "optimizer.safetensors")
 
-    def restore(self, folder: Path, state: dict[str, Any]) -> None:
+    def read(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         saved = _read_tensors(folder / "weights.safetensors")
         moments = _read_tensors(folder / "optimizer.safetensors")
@@ -254,36 +207,44 @@ class _Session:
         for key, value in moments.items():
             name, kind = key.rsplit("/", 1)
             self._optimizer.state[self._weights[name]][kind] = value if kind == "step" else value.to(device(torch))
-        self.step = state["step"]
-        self.metrics = state["metrics"]
 
     def save_adapter(self, folder: Path) -> None:
         """Write what was learned: a PEFT adapter, or all weights."""
-        if self._settings.method == "lora":
-            self._model.save_pretrained(str(folder))
-            return
-        from safetensors.torch import save_file
+        with _room_for(folder):
+            if self._settings.method != "full":
+                self._model.save_pretrained(str(folder))
+                return
+            from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({n: w.detach().contiguous() for n, w in self._weights.items()}, folder / "model.safetensors")
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({n: w.detach().contiguous() for n, w in self._weights.items()}, folder / "model.safetensors")
 
 
-def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then a cosine to 0.
+def _parts_of(lessons: Sequence[Lesson], size: int) -> Iterator[Sequence[Lesson]]:
+    """The lessons that are computed at once; 0 is all."""
+    step = size or len(lessons)
+    for start in range(0, len(lessons), step):
+        yield lessons[start : start + step]
 
-    >>> learning_rate(0, 100, TrainSettings(learning_rate=1.0, warmup_share=0.1))
-    0.1
-    >>> learning_rate(9, 100, TrainSettings(learning_rate=1.0, warmup_share=0.1))
-    1.0
+
+def _inputs(batch: Batch, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What the model takes.
+
+    Attention is causal, so that padding behind an example changes nothing before it and needs no mask; where tokens
+    branch or examples share a sequence, each token's position and what it sees are told.
     """
-    warmup = max(1, round(steps * settings.warmup_share))
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    where = device(torch)
+    ids = torch.from_numpy(batch.tokens).to(where, torch.int64)
+    if batch.visible is None:
+        return {"input_ids": ids}
+    hidden = torch.from_numpy(~batch.visible)[:, None].to(where)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=where).masked_fill_(hidden, torch.finfo(dtype).min)
+    positions = torch.from_numpy(batch.positions).to(where, torch.int64)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
-def _with_adapter(model: Any, settings: TrainSettings) -> Any:
+def _with_adapter(model: Any, settings: TrainSettings, seed: int) -> Any:
+    """The model with an adapter on all linear layers but the head; its first weights depend on seed and name alone."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -291,12 +252,37 @@ def _with_adapter(model: Any, settings: TrainSettings) -> Any:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules="all-linear",
+        use_dora=settings.method == "dora",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    found = get_peft_model(model, config)
+    for name, weight in found.named_parameters():
+        if ".lora_A." in name:
+            module = name.split(".lora_A.")[0].removeprefix("base_model.model.")
+            weight.data.copy_(torch.from_numpy(lora_a(seed, module, *weight.shape)))
+    return found
 
 
-def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
+def _quantized(folder: Path) -> Any:
+    """The base in 4 bits, as QLoRA holds it (arXiv 2305.14314)."""
+    try:
+        import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError as error:
+        raise MissingRequirement("train.method = 'qlora' needs bitsandbytes", "pip install bitsandbytes") from error
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype(torch),
+    )
+    model = _pretrained(folder, compute_dtype(torch), quantization_config=config, device_map={"": device(torch)})
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _pretrained(folder: Path, dtype: torch.dtype, **more: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -305,37 +291,14 @@ def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **more
     )
 
 
-def _parts(model: Any) -> tuple[Any, Any]:
+def _backbone_and_head(model: Any) -> tuple[Any, Any]:
     """The model without its output head, and the head."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     return inner.model, inner.lm_head
-
-
-def _tensors(batch: Sequence[EncodedExample]) -> tuple[Any, Any, Any, Any]:
-    """Right-padded ids (rows, longest), and row, column and target of every position that predicts a completion token.
-
-    Attention is causal, so that padding behind an example changes nothing before it and needs no mask.
-    """
-    longest = max(len(example.tokens) for example in batch)
-    ids = torch.zeros((len(batch), longest), dtype=torch.long)
-    rows, columns, targets = [], [], []
-    for row, example in enumerate(batch):
-        ids[row, : len(example.tokens)] = torch.tensor(example.tokens)
-        for position in range(example.start, len(example.tokens)):
-            rows.append(row)
-            columns.append(position - 1)
-            targets.append(example.tokens[position])
-    where = device(torch)
-    return ids.to(where), torch.tensor(rows), torch.tensor(columns), torch.tensor(targets).to(where)
-
-
-def _chunks(examples: Sequence[EncodedExample], size: int) -> Iterator[Sequence[EncodedExample]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]
 
 
 @contextmanager

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from ..errors import EdgeDistillError, Stopped
 from ..recipe import TrainSettings
 from ..records import json_lines
 from ..run import stop_if_asked, write_whole
-from . import TrainingData, TrainStep, checkpoints
-from .batching import epoch_batches, padded_share
+from . import Estimate, Exam, Report, TrainingData, TrainStep, checkpoints
+from .batching import epoch_batches, lengths_of, padded_share
 from .lessons import Lesson
 
 __all__ = ["Loss", "Session", "learning_rate", "run_training"]
@@ -35,11 +37,21 @@ class Loss:
 class Session(Protocol):
     """A training under way in one backend: model, optimizer, random state."""
 
+    def settle(self, largest: Sequence[Lesson], settled: dict[str, Any] | None) -> tuple[dict[str, Any], Estimate]:
+        """Decide how a batch is computed so that it fits into memory, or take what was decided before.
+
+        Returns the decision, which a resumed training needs to end in the same bits, and what a step on the largest
+        batch will take: the peak of memory, and seconds.
+        """
+
     def step(self, batch: Sequence[Lesson], learning_rate: float) -> tuple[Loss, float]:
         """Take one optimizer step on the batch; return its loss before the step, and the gradient's norm."""
 
     def loss(self, batch: Sequence[Lesson]) -> Loss:
         """The loss of the batch, without learning from it."""
+
+    def complete(self, exam: Exam) -> list[list[int]]:
+        """Greedy answers to the exam's prompts, as token ids without the end token."""
 
     def write(self, folder: Path) -> None:
         """Write all tensors that the next step depends on into the folder."""
@@ -75,6 +87,16 @@ class _Plan:
                 yield [self.data.lesson(self.data.train[index]) for index in indices]
             done = 0
 
+    def largest(self) -> list[Lesson]:
+        """The batch with the longest examples, as far as they say before they are lessons."""
+        lengths = lengths_of(self.data.train)
+        order = np.argsort(-lengths.astype(np.int64), kind="stable")[: self.settings.batch_size]
+        return [self.data.lesson(self.data.train[index]) for index in order.tolist()]
+
+    def tokens(self) -> int:
+        """Tokens of all examples of all epochs."""
+        return int(lengths_of(self.data.train).sum()) * self.settings.epochs
+
     def ends_epoch(self, step: int) -> bool:
         return step % self.per_epoch == 0
 
@@ -85,11 +107,11 @@ class _Plan:
 
 
 def run_training(
-    session: Session, data: TrainingData, settings: TrainSettings, out: Path, report: Callable[[TrainStep], None]
+    session: Session, data: TrainingData, settings: TrainSettings, out: Path, report: Report
 ) -> dict[str, Any]:
-    """Train to the end; leave `adapter/`, `checkpoints/` and `metrics.jsonl`; return steps, last losses and padding.
+    """Train to the end, or until `patience` is over; leave `adapter/`, `checkpoints/` and `metrics.jsonl`.
 
-    Raises EdgeDistillError that names the rows where a loss is not finite.
+    Returns steps, last losses and padding. Raises EdgeDistillError that names the rows where a loss is not finite.
     """
     plan = _Plan(data, settings)
     step, metrics = 0, list[dict[str, Any]]()
@@ -98,33 +120,57 @@ def run_training(
         session.read(found[0])
         step, metrics = found[1]["step"], found[1]["metrics"]
 
-    def save() -> None:
-        checkpoints.save(out / "checkpoints", step, {"metrics": metrics}, session.write)
+    largest = plan.largest()
+    settled, estimate = session.settle(largest, found[1]["settled"] if found is not None else None)
+    share = (plan.steps - step) / plan.steps
+    report(replace(estimate, seconds=estimate.seconds / sum(map(len, largest)) * plan.tokens() * share))
+
+    def save(folder: Path) -> None:
+        checkpoints.save(folder, step, {"metrics": metrics, "settled": settled}, session.write)
 
     for batch in plan.batches(step):
+        if _is_over(metrics, settings.patience):
+            break
         moment = _step(session, plan, step, batch)
         step = moment.step
         metrics.append(_recorded(moment))
         report(moment)
+        if settings.patience and moment.valid_loss is not None and moment.valid_loss == min(_valid_losses(metrics)):
+            save(out / "best")  # before the checkpoint that says so: a kill in between repeats it
         due = step == plan.steps or step % settings.checkpoint_steps == 0
         if due:
-            save()
+            save(out / "checkpoints")
         try:
             stop_if_asked()
         except Stopped:
             if not due:
-                save()
+                save(out / "checkpoints")
             raise
+    kept = checkpoints.newest(out / "best") if settings.patience else None
+    if kept is not None:
+        session.read(kept[0])
     write_whole(out / "metrics.jsonl", json_lines(metrics))
     session.save_adapter(out / "adapter")
-    last = metrics[-1]
+    last = metrics[-1] if kept is None else metrics[kept[1]["step"] - 1]
     return {
-        "steps": step,
+        "steps": last["step"],
         "loss": last["loss"],
         "valid_loss": last.get("valid_loss"),
         "padded_share": round(plan.padded_share, 4),
+        "estimated_memory_bytes": estimate.memory_bytes,
+        **settled,
         "resumed_from": found[1]["step"] if found else 0,
     }
+
+
+def _valid_losses(metrics: Sequence[dict[str, Any]]) -> list[float]:
+    return [row["valid_loss"] for row in metrics if "valid_loss" in row]
+
+
+def _is_over(metrics: Sequence[dict[str, Any]], patience: int) -> bool:
+    """Whether the loss on what was kept apart has not fallen for so many epochs; 0 never ends."""
+    losses = _valid_losses(metrics)
+    return bool(patience) and len(losses) - 1 - losses.index(min(losses)) >= patience if losses else False
 
 
 def _step(session: Session, plan: _Plan, step: int, batch: Sequence[Lesson]) -> TrainStep:
@@ -138,8 +184,15 @@ def _step(session: Session, plan: _Plan, step: int, batch: Sequence[Lesson]) -> 
             raise EdgeDistillError(f"step {step + 1}: the {what} is {value}; rows {names}", hint)
     seconds = time.perf_counter() - started
     tokens = sum(map(len, batch))
-    valid = _valid_loss(session, plan) if plan.ends_epoch(step + 1) and plan.data.valid else None
-    return TrainStep(step + 1, plan.steps, loss.value, rate, tokens / seconds, valid)
+    moment = TrainStep(step + 1, plan.steps, loss.value, rate, tokens / seconds)
+    if not plan.ends_epoch(step + 1):
+        return moment
+    exam = plan.data.exam
+    return replace(
+        moment,
+        valid_loss=_valid_loss(session, plan) if plan.data.valid else None,
+        score=exam.score(session.complete(exam)) if exam is not None else None,
+    )
 
 
 def _valid_loss(session: Session, plan: _Plan) -> float:
@@ -151,9 +204,8 @@ def _valid_loss(session: Session, plan: _Plan) -> float:
 
 
 def _recorded(moment: TrainStep) -> dict[str, Any]:
-    row = {"step": moment.step, "loss": moment.loss, "learning_rate": moment.learning_rate}
-    row["tokens_per_s"] = round(moment.tokens_per_s, 1)
-    return row if moment.valid_loss is None else {**row, "valid_loss": moment.valid_loss}
+    row = {key: value for key, value in asdict(moment).items() if value is not None and key != "steps"}
+    return {**row, "tokens_per_s": round(moment.tokens_per_s, 1)}
 
 
 def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:

@@ -35,12 +35,13 @@ def one_stage(stage: str, folder: Path) -> dict[str, Any]:
     if stage == "tokens":
         from pico import pico_hf_folder
 
-        from edgedistill.stages.train import encoded
+        from edgedistill.stages.taught import TaughtRows
         from edgedistill.students.encode import Encoder
 
         encoder = Encoder(pico_hf_folder(folder / "student"))
         before, started = peak_memory(), time.monotonic()
-        rows = len(encoded(encoder, run.folder("curate") / "train.jsonl", recipe, run.scratch / "tokens"))
+        with TaughtRows(recipe, run, encoder) as taught:
+            rows = len(taught.examples("train"))
     else:
         from importlib import import_module
 

@@ -1,0 +1,157 @@
+"""What each curated row teaches the student: its text, the teacher's distribution, or the odds of every answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..chat import with_system
+from ..errors import InvalidInput
+from ..recipe import Recipe, TrainSettings
+from ..records import Example, digest, messages_of, read_rows
+from ..run import Run, file_sha256
+from ..schema import kept_answers, load_schema
+from ..store import Store
+from ..students.encode import EncodedExample, Encoder
+from ..students.lessons import Lesson, answers_lesson, cooled, text_lesson
+from ..students.packed import PackedExamples, packed
+from ..targets import Targets, decode
+from .teach import STORE
+
+__all__ = ["TaughtRows", "require_taught"]
+
+PACKING = 2  # raised where the same rows would be encoded otherwise
+
+
+def require_taught(recipe: Recipe) -> str:
+    """What the student learns from, as found; raise InvalidInput where the loss needs what no teacher will tell."""
+    settings, where = recipe.train, f"{recipe.path}: train.loss = '{recipe.train.loss}'"
+    if settings.loss == "hard":
+        return "hard: the teacher's text"
+    how = f"{settings.loss}, {settings.divergence}"
+    if kept_answers(load_schema(recipe), recipe.teach) is not None:
+        if settings.divergence != "forward_kl":
+            raise InvalidInput(
+                f"{where}: the odds of closed answers are learned by 'forward_kl', not '{settings.divergence}'",
+                "Leave train.divergence out.",
+            )
+        return f"{settings.loss}: the odds of every answer"
+    if recipe.teach.targets == "none":
+        raise InvalidInput(
+            f"{where} needs the teacher's distribution, and teach.targets is 'none'",
+            'Write targets = "top_k" in [teach], or loss = "hard".',
+        )
+    if recipe.teach.targets == "sampled" and (settings.divergence != "forward_kl" or settings.temperature != 1.0):
+        raise InvalidInput(
+            f"{where}: drawn tokens (teach.targets = 'sampled') are unbiased for 'forward_kl' at temperature 1 alone",
+            'Write targets = "top_k" in [teach], or leave train.divergence and train.temperature out.',
+        )
+    return f"{how}: the teacher's {recipe.teach.targets} distributions"
+
+
+class TaughtRows:
+    """The curated rows of a run as the recipe's loss needs them. Use it as a context manager."""
+
+    def __init__(self, recipe: Recipe, run: Run, encoder: Encoder) -> None:
+        self._settings = recipe.train
+        self._system = recipe.student.system
+        self._encoder = encoder
+        self._rows = run.folder("curate")
+        self._scratch = run.scratch / "tokens"
+        has_targets = recipe.train.loss != "hard" and recipe.teach.targets != "none"
+        self._store = Store(run.folder("teach") / STORE, read_only=True) if has_targets else None
+        self._answers = _AnswerTokens(encoder)
+
+    def __enter__(self) -> TaughtRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    def examples(self, name: str) -> PackedExamples:
+        """The rows of `train` or `valid` as token ids, behind the student's system text, in files of the run.
+
+        Raises InvalidInput that names a row longer than `train.max_length`: a cut row would teach a cut answer.
+        """
+        path, settings = self._rows / f"{name}.jsonl", self._settings
+        taught = settings.model_dump(include={"max_length", "loss", "ce_weight", "answer_temperature", "answer_floor"})
+        key = digest(PACKING, file_sha256(path), self._encoder.identity, self._system, taught, self._store is None)
+        return packed(self._scratch / path.stem / key[:16], self._encoded(path))
+
+    def lesson(self, example: EncodedExample) -> Lesson:
+        """What an encoded row teaches."""
+        if example.answers:
+            return answers_lesson(example.id, example.tokens[: example.start], dict(example.answers))
+        ce_weight = self._settings.ce_weight if self._settings.loss == "mixed" else 0.0
+        targets = self._targets(example.key) if example.key else None
+        return text_lesson(example.id, example.tokens, example.start, targets, ce_weight)
+
+    def _targets(self, key: str) -> Targets | None:
+        found = self._store.get(key) if self._store is not None else None
+        return decode(found.targets) if found is not None and found.targets is not None else None
+
+    def _encoded(self, path: Path) -> Iterator[EncodedExample]:
+        longest = self._settings.max_length
+        for number, row in read_rows(path):
+            taught: dict[str, Any] = row.get("_ed", {})
+            messages = with_system(self._system, messages_of(f"{path}:{number}", row))
+            example = self._encoder.example(Example(str(taught.get("id", number)), messages))
+            if self._settings.loss != "hard" and "answers" in taught:
+                example = self._with_answers(example, messages[-1].content, taught["answers"])
+            elif self._store is not None and "key" in taught:
+                example = self._with_targets(example, taught["key"])
+            if len(example.tokens) > longest:
+                raise InvalidInput(
+                    f"{path}: row {example.id} has {len(example.tokens)} tokens, train.max_length is {longest}",
+                    "Raise train.max_length or drop the row.",
+                )
+            yield example
+
+    def _with_answers(self, example: EncodedExample, text: str, shares: dict[str, float]) -> EncodedExample:
+        answers = self._answers.of(example, text, tuple(shares))
+        softened = learned_shares(list(shares.values()), list(shares).index(text), self._settings)
+        kept = tuple((tokens, share) for tokens, share in zip(answers, softened, strict=True) if share > 0)
+        return replace(example, answers=kept)
+
+    def _with_targets(self, example: EncodedExample, key: str) -> EncodedExample:
+        """The row in the teacher's own tokens, as a text has several spellings, and the token that ends it."""
+        targets = self._targets(key)
+        if targets is None:
+            return example
+        written, end = tuple(targets.tokens.tolist()), example.tokens[-1]
+        ended = written if written and written[-1] == end else (*written, end)
+        return replace(example, tokens=example.tokens[: example.start] + ended, key=key)
+
+
+def learned_shares(shares: list[float], best: int, settings: TrainSettings) -> list[float]:
+    """The probabilities that a student learns for a row's answers, of which the one at `best` is its text.
+
+    They are cooled, small ones are left out, and for a mixed loss `ce_weight` of all goes to the text: cross entropy
+    is linear in what it learns from.
+
+    >>> settings = TrainSettings(loss="mixed", ce_weight=0.5, answer_floor=0.1)
+    >>> learned_shares([0.75, 0.25, 0.0], 0, settings)
+    [0.875, 0.125, 0.0]
+    """
+    kept = cooled(shares, settings.answer_temperature, settings.answer_floor).tolist()
+    text = settings.ce_weight if settings.loss == "mixed" else 0.0
+    return [(1 - text) * share + text * (place == best) for place, share in enumerate(kept)]
+
+
+class _AnswerTokens:
+    """Answers as token ids, each encoded once for all rows."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def of(self, example: EncodedExample, text: str, answers: tuple[str, ...]) -> list[tuple[int, ...]]:
+        """The tokens of each answer in place of `text`, which the example's own completion spells."""
+        self._known.setdefault(text, example.tokens[example.start :])
+        for answer in answers:
+            if answer not in self._known:
+                self._known[answer] = self._encoder.completion(answer)
+        return [self._known[answer] for answer in answers]

@@ -1,0 +1,91 @@
+"""What was trained and its base become one model: a Hugging Face folder with 16-bit weights, piece by piece.
+
+numpy alone: it works where only mlx is installed, and holds a piece of one tensor in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import EdgeDistillError
+from ..llamacpp.weights import Tensor, find_tensors, read_rows, row_steps
+from ..records import read_json
+from ..run import stop_if_asked
+from .adapter import LowRank, low_rank, read_adapter
+from .folder import FolderWeights, Rows, base_tensors, write_folder
+
+__all__ = ["merge_adapter"]
+
+LARGEST_FLOAT16 = 65504.0
+
+
+def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
+    """Write base + adapter as a Hugging Face folder with float16 safetensors, whole or not at all.
+
+    `adapter` is a PEFT or mlx-lm folder (LoRA: W + scale * B A; DoRA: its rows brought to the learned lengths, arXiv
+    2402.09353), or holds all weights as model.safetensors. All is computed in float32 and rounded once. Raises
+    EdgeDistillError where the two do not belong together or a value does not fit 16 bits, Stopped where the disk is
+    full.
+    """
+    config = read_json(base / "config.json")
+    tensors = base_tensors(base, config)
+    updates: dict[str, LowRank] = {}
+    if any(adapter.glob("model*.safetensors")):
+        tensors = _trained(base, adapter, tensors)
+    else:
+        updates = _updates(base, adapter, tensors)
+
+    def pieces(name: str) -> Iterator[Rows]:
+        stop_if_asked()
+        for first, last in row_steps(tensors[name].shape):
+            rows = read_rows(tensors[name], first, last)
+            if name in updates:
+                rows = updated(rows, updates[name], first, last)
+            if not np.abs(rows).max(initial=0.0) <= LARGEST_FLOAT16:  # NaN is not either
+                raise OverflowError(name)
+            yield rows
+
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        write_folder(out, base, config, FolderWeights("float16", shapes, pieces))
+    except OverflowError as error:
+        raise EdgeDistillError(
+            f"{adapter}: weights are not finite, or too large for 16 bits", "Lower train.learning_rate."
+        ) from error
+
+
+def updated(rows: Rows, update: LowRank, first: int, last: int) -> Rows:
+    """Rows `first` to `last` (exclusive) of a matrix with its update, float32 of the same shape."""
+    found: Rows = rows + update.b[first:last] @ update.a * np.float32(update.scale)
+    if update.lengths is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found *= (update.lengths[first:last] / np.linalg.norm(found, axis=1))[:, None]
+    return found
+
+
+def _updates(base: Path, folder: Path, tensors: dict[str, Tensor]) -> dict[str, LowRank]:
+    """The adapter's updates by the name of the matrix that each is for."""
+    adapter = read_adapter(folder)
+    found = {}
+    for module in adapter.modules:
+        name, update = f"{module}.weight", low_rank(adapter, module)
+        shape = (update.b.shape[0], update.a.shape[1])
+        if name not in tensors or tensors[name].shape != shape:
+            raise EdgeDistillError(
+                f"{folder}: {module!r} of shape {shape} is not in {base}", "Name the base that it was trained on."
+            )
+        found[name] = update
+    return found
+
+
+def _trained(base: Path, folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trained weights, in the order of the base's."""
+    trained = find_tensors(folder)
+    if "lm_head.weight" not in tensors:
+        trained.pop("lm_head.weight", None)
+    if {name: tensor.shape for name, tensor in trained.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise EdgeDistillError(f"{folder}: not the weights of {base}", "Redo with --from train.")
+    return {name: trained[name] for name in tensors}

@@ -1,0 +1,93 @@
+"""What a training step takes, told before the first one: memory, from which follows how many examples fit, and time."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from ..hardware import device
+from .lessons import Lesson, head_of
+from .torch_head import CHUNK_BYTES
+
+__all__ = ["StepCost", "free_bytes", "peak_bytes", "step_cost", "used_bytes"]
+
+LENGTHS = (8, 32, 64)  # tokens of the texts that are tried
+MOMENTS = 2  # of AdamW, in float32 as the gradient
+Summed = Callable[[Sequence[Lesson]], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a step takes besides the weights that were loaded."""
+
+    fixed: int
+    """Bytes that any step takes: gradients, moments, logits."""
+    per_token: float
+    per_pair: float
+    """Bytes kept for the backward pass by each token, and by each token for each it may see."""
+    seconds_per_token: float
+    """Forward and backward, of a short text alone: batches are faster."""
+
+    def bytes(self, rows: int, length: int) -> int:
+        """Bytes of a step on so many texts of so many tokens."""
+        return self.fixed + int(rows * (self.per_token * length + self.per_pair * length**2))
+
+
+def step_cost(model: Any, summed: Summed, lesson: Lesson) -> StepCost:
+    """The cost of a step, from forward passes over the first tokens of a lesson; weights and gradients are unchanged.
+
+    What autograd keeps is counted as it is kept, each storage once and the model's own weights not, at three lengths:
+    it grows by a constant, with the length, and, where attention holds its weights, with the length's square.
+    """
+    own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
+    kept, seconds = [], 0.0
+    for length in LENGTHS:
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        started = time.perf_counter()
+        # random numbers that are used up here would be missed by a resumed training
+        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = summed([head_of(lesson, length)])
+        kept.append(sum(sizes.values()))
+        torch.autograd.grad(loss, [weight for weight in model.parameters() if weight.requires_grad])
+        seconds = time.perf_counter() - started
+    per_pair, per_token, constant = np.polyfit(np.array(LENGTHS), np.array(kept, np.float64), 2).tolist()
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    fixed = int(max(0.0, constant)) + 4 * trained * (1 + MOMENTS) + 2 * CHUNK_BYTES
+    return StepCost(fixed, max(0.0, per_token), max(0.0, per_pair), seconds / LENGTHS[-1])
+
+
+def used_bytes() -> int:
+    """Bytes that this process holds on the device that trains."""
+    if device(torch) == "cuda":
+        return int(torch.cuda.memory_allocated())
+    return int(psutil.Process().memory_info().rss)
+
+
+def free_bytes() -> int:
+    """Bytes that are free there."""
+    if device(torch) == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def peak_bytes() -> int:
+    """The most that it has held there so far."""
+    if device(torch) == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
