@@ -1,6 +1,6 @@
 """edgedistill: turn a big open-weight model into a small one, and prove it.
 
-What a command does, a function of the same name does: `load_recipe`, `run_recipe`, `open_run`.
+What a command does, a function of the same name does: `load_recipe`, `run_recipe`, `open_run`, `convert_adapter`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ __version__ = "0.2.0"
 # name -> where it lives; looked up on first use, so that importing the package stays cheap
 PUBLIC = {
     "EdgeDistillError": "errors",
+    "convert_adapter": "students.adapter",
     "load_recipe": "recipe",
     "open_run": "run",
     "RunSettings": "pipeline",

@@ -12,28 +12,43 @@ from .errors import InvalidInput
 __all__ = ["PLANES", "Reader", "damage", "pack", "pack_small"]
 
 PLANES = (16, 8, 4, 2, 1)
-SMALL_WIDTHS = (1, 2, 4, 8, 12, 16)
+# by the bits of a plane, a word of as many bytes as a byte of the plane has values
+WORDS: dict[int, np.dtype[Any]] = {4: np.dtype("<u2"), 2: np.dtype("<u4"), 1: np.dtype("<u8")}
+# a word times this has in its highest byte the values of all its bytes, one behind the other
+GATHER = {
+    size: word.type(sum(1 << 8 * (word.itemsize - 1 - place) + size * place for place in range(word.itemsize)))
+    for size, word in WORDS.items()
+}
+BYTES = np.arange(256, dtype=np.uint8)
+# for each byte the word of its values
+SPREAD = {
+    size: np.stack([BYTES >> low & 2**size - 1 for low in range(0, 8, size)], axis=1).view(word)[:, 0]
+    for size, word in WORDS.items()
+}
+SMALL_WIDTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16)
 
 
 def pack(values: NDArray[Any], width: int) -> bytes:
     """Values below 2 ** width in planes of 16, 8, 4, 2 and 1 bits: those that sum to the width, the low bits first.
 
-    A plane of less than 8 bits is cut into equal runs, and each byte holds one value of every run.
+    A byte of a plane of less than 8 bits holds as many values as fit, the first in its lowest bits.
     """
     planes = []
     for size in PLANES:
         if not width & size:
             continue
-        part = values.astype("<u2" if size == 16 else "u1")
-        values = values >> size
-        if size < 8:
-            runs = np.zeros((8 // size, -(-len(part) * size // 8)), np.uint8)
-            runs.ravel()[: len(part)] = part
-            runs &= 2**size - 1
-            part = runs[0]
-            for number in range(1, len(runs)):
-                part |= runs[number] << number * size
+        if size >= 8:
+            part = values.astype("<u2" if size == 16 else "u1")
+        else:
+            word = WORDS[size]
+            spread = np.zeros(-(-len(values) // word.itemsize), word)
+            np.bitwise_and(values, 2**size - 1, out=spread.view(np.uint8)[: len(values)], casting="unsafe")
+            spread *= GATHER[size]
+            part = spread.view(np.uint8)[word.itemsize - 1 :: word.itemsize]
         planes.append(part.tobytes())
+        width -= size
+        if width:
+            values = values >> size
     return b"".join(planes)
 
 
@@ -43,21 +58,21 @@ def pack_small(values: NDArray[Any]) -> tuple[tuple[int, int, int], bytes]:
     The largest value of the width says that there is more. The shape: the width; of what exceeds it, width and number.
     """
     largest = int(values.max(initial=0))
-    costs = {}
-    for width in SMALL_WIDTHS:
-        mark = 2**width - 1
-        over = int(np.count_nonzero(values >= mark)) if largest >= mark else 0
-        costs[width] = width * len(values) + over * max(0, largest - mark).bit_length()
-        if not over:
+    least, width, over = len(values) * 64, 0, 0
+    for candidate in SMALL_WIDTHS:
+        mark = 2**candidate - 1
+        count = int(np.count_nonzero(values >= mark)) if largest >= mark else 0
+        rest = count * max(0, largest - mark).bit_length()
+        if len(values) * candidate + rest < least:
+            least, width, over = len(values) * candidate + rest, candidate, count
+        if rest <= len(values):  # one more bit for each value would not save as much
             break
-    width = min(costs, key=lambda width: costs[width])
-    mark = 2**width - 1
-    where = np.flatnonzero(values >= mark)
-    more = values[where] - values.dtype.type(mark)
-    more_width = int(more.max(initial=0)).bit_length()
-    fits = values.copy()
-    fits[where] = mark
-    return (width, more_width, len(more)), pack(fits, width) + pack(more, more_width)
+    if not over:
+        return (width, 0, 0), pack(values, width)
+    top = values.dtype.type(2**width - 1)
+    more = values.take(np.flatnonzero(values >= top)) - top
+    more_width = int(more.max()).bit_length()
+    return (width, more_width, over), pack(np.minimum(values, top), width) + pack(more, more_width)
 
 
 class Reader:
@@ -76,23 +91,23 @@ class Reader:
             if size == 16:
                 part = part.view("<u2")
             elif size < 8:
-                runs = np.empty((8 // size, len(part)), np.uint8)
-                for number in range(len(runs)):
-                    np.right_shift(part, number * size, out=runs[number])
-                runs &= 2**size - 1
-                part = runs.ravel()[:count]
+                part = SPREAD[size].take(part).view(np.uint8)[:count]
             plane = part.astype(dtype)
-            values = values | plane << shift if shift else plane
+            if shift:
+                plane <<= shift
+                plane |= values
+            values = plane
             shift += size
         return values
 
     def small(self, count: int, dtype: Any, width: int, more_width: int, more: int) -> NDArray[Any]:
         """What `pack_small` wrote."""
         values = self.packed(count, width, dtype)
-        where = np.flatnonzero(values == 2**width - 1) if width else np.empty(0, np.intp)
-        if len(where) != more:
-            raise damage("a column of small numbers does not fit")
-        values[where] += self.packed(more, more_width, dtype)
+        if more:
+            where = np.flatnonzero(values == 2**width - 1)
+            if len(where) != more:
+                raise damage("a column of small numbers does not fit")
+            values[where] += self.packed(more, more_width, dtype)
         return values
 
     def _take(self, size: int) -> NDArray[np.uint8]:

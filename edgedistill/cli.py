@@ -134,6 +134,23 @@ def fetch(model: str, wanted: str, offline: bool, as_json: bool) -> None:
     fetch_model(model, wanted, offline, as_json)
 
 
+@cli.group()
+def adapter() -> None:
+    """Work with what was learned: a LoRA or DoRA adapter, apart from the model that it was trained on."""
+
+
+@adapter.command(name="convert")
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(["peft", "mlx"]), required=True, help="Whose form OUT shall have.")
+@json_option
+def convert_one(source: Path, out: Path, to: str, as_json: bool) -> None:
+    """Write the adapter in folder IN to folder OUT in the form of PEFT or of mlx-lm, with every bit of its weights."""
+    from .commands.adapter import convert
+
+    convert(source, out, to, as_json)
+
+
 @cli.command()
 @run_argument
 @json_option

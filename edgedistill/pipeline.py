@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from .preflight import check
 from .recipe import TABLES, Recipe, load_recipe
 from .records import digest
 from .report.page import write_report
-from .run import Progress, Run, file_sha256, open_run, orderly_stop, stop_if_asked, write_whole
+from .run import Progress, Run, file_sha256, open_run, orderly_stop, stop_if_asked, whole_file, write_whole
 from .stages import STAGES, Stage
 from .stages.package import Rejected
 from .teachers.identity import fetch_teacher, identify_teacher
@@ -170,8 +171,16 @@ def keep_recipe(recipe: Recipe, run: Run) -> None:
             relative = os.path.relpath(path, recipe.path.parent)
             copy = Path(os.path.normpath(kept / relative))
             if not Path(relative).is_absolute() and copy.is_relative_to(run.path / "recipe"):
-                write_whole(copy, path.read_bytes())
+                keep_file(path, copy)
     write_whole(run.path / "recipe.toml", recipe.path.read_bytes())
+
+
+def keep_file(path: Path, copy: Path) -> None:
+    """Copy a file, piece by piece, unless the copy has its content: a prompt file may be large."""
+    if copy.is_file() and file_sha256(copy) == file_sha256(path):
+        return
+    with whole_file(copy) as out, path.open("rb") as source:
+        shutil.copyfileobj(source, out, 1 << 20)
 
 
 def load_run(folder: Path, offline: bool = False) -> tuple[Recipe, Run]:

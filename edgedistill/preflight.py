@@ -26,6 +26,7 @@ from .stages.combine import verifier_command
 from .stages.prompts import prompts_read
 from .stages.taught import require_taught
 from .stages.teach import WHOLE, row_count
+from .stages.tokenizers import require_tokenizers
 from .students import require_student
 from .students.encode import Encoder
 from .teachers import BACKENDS, preamble, require_teacher
@@ -77,7 +78,9 @@ def _prompts(recipe: Recipe, run: Run) -> str:
         raise InvalidInput(f"{source}: no prompts", "Write at least one row.")
     shown = [str(len(preamble(recipe, teacher)) // 2) for teacher in recipe.teachers]
     who = "the teacher is shown" if len(shown) == 1 else "the teachers are shown"
-    return f"{count} prompts; {who} {' and '.join(shown)} examples"
+    limit = recipe.prompts.limit
+    asked = f"{limit} of {count}" if limit is not None and limit < count else str(count)
+    return f"{asked} prompts; {who} {' and '.join(shown)} examples"
 
 
 def _schema(recipe: Recipe, run: Run) -> str:
@@ -307,7 +310,11 @@ def _disk(recipe: Recipe, run: Run) -> str:
 
 def _loss(recipe: Recipe, run: Run) -> str:
     """Whether the student can learn what its loss asks for."""
-    return require_taught(recipe)
+    found = require_taught(recipe)
+    if recipe.train.loss == "hard" or recipe.teach.targets == "none":
+        return found
+    student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline).path
+    return f"{found}; {require_tokenizers(recipe, [teacher.path for teacher in _teachers(recipe, run)], student)}"
 
 
 Requirement = Callable[[Recipe, Run], str]

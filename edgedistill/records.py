@@ -26,6 +26,7 @@ __all__ = [
     "digest",
     "iter_prompts",
     "json_lines",
+    "longest_prompt",
     "messages_of",
     "placed_lines",
     "placed_prompts",
@@ -59,6 +60,7 @@ FILE_TYPES = {
 }
 ROLES = ("system", "user", "assistant", "tool")
 ROW_KEYS = {"messages", "expected", "tags", "must_pass", "tools", "_ed"}
+FRAME = len('{"messages":[{"role":"user","content":""}]}')  # a row has at least these bytes besides its text
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
@@ -214,6 +216,23 @@ def placed_prompts(path: Path, start: Place = Place()) -> Iterator[tuple[Place, 
     for place, line in placed_lines(path, start):
         if line.strip():
             yield place, _prompt_of(path, place, line)
+
+
+def longest_prompt(path: Path) -> Prompt:
+    """The first prompt of the longest text; of the other lines, only those are parsed that may hold a longer one.
+
+    Raises InvalidInput with file and line where one of them is not of the form, or where the file has no prompt.
+    """
+    longest: Prompt | None = None
+    size = -1
+    for place, line in placed_lines(path):
+        if len(line) - FRAME > size and line.strip():
+            prompt = _prompt_of(path, place, line)
+            if len(prompt.text) > size:
+                longest, size = prompt, len(prompt.text)
+    if longest is None:
+        raise InvalidInput(f"{path}: no prompts", "Write at least one row.")
+    return longest
 
 
 def sample_of(path: Path, count: int) -> list[str]:

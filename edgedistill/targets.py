@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,16 +23,21 @@ __all__ = ["Capture", "CaptureSettings", "Targets", "decode", "encode", "sampled
 
 Kept = tuple[NDArray[np.int32], NDArray[np.float32], float]
 
-VERSION = 1
+VERSION = 2
 PROFILES = ("top_k", "sampled")
-# version, profile, draws, vocabulary, positions, entries, symbols, width of an entry count; then, of the symbols' gaps
-# and of the entries' steps: width, and width and number of what exceeds it
-HEADER = struct.Struct("<BBHIIIIBBBIBBI")
+# version, profile, draws, vocabulary, positions, entries, symbols, the least entry count, width of the counts above it;
+# then, of the symbols' gaps and of the entries' steps: width, and width and number of what exceeds it
+HEADER = struct.Struct("<BBHIIIIIBBBIBBI")
 CHECK = struct.Struct("<I")
-STEPS_PER_NAT = np.float32(24)
+STEPS_PER_NAT = np.float32(8)
 FLOOR = np.float32(255)  # steps; entries further below their position's first one are stored at this distance
-TAIL_BITS, TAIL_MIDDLE, TAIL_SCALE = 12, 2048, 128
 LARGEST_DRAWS = 4096
+# log-odds of a tail in steps of 1/8 around code 128; what is below the least of these is no tail: code 0
+ODDS = (np.arange(256) - 128) / 8
+LEAST_TAIL = np.float32(1.25e-7)
+TAILS = np.where(np.arange(256) > 0, 1 / (1 + np.exp(-ODDS)), 0.0).astype(np.float32)
+HEADS = np.log1p(-TAILS)  # log of the mass that is kept
+SPARE = 4  # times less than may be missing in the mean is missing at a position, before the improbable is left out
 
 BLOCK, SLICE = 16_384, 512  # logits exponentiated at once, and summed at once
 REACHES = (7.0, 12.0, math.inf)  # nats below the most probable token that are searched, until enough is found
@@ -58,7 +63,11 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
-    """What is kept of a distribution: `top_k` by mass, at most `largest` tokens; `sampled` by draws."""
+    """What is kept of a distribution.
+
+    `top_k`: the fewest tokens that have `mass` in the mean over an answer, at most `largest` at a position. `sampled`:
+    what `draws` hit.
+    """
 
     profile: Literal["top_k", "sampled"]
     mass: float
@@ -85,7 +94,7 @@ class Capture:
             raise ValueError(f"logits of shape {logits.shape} for a vocabulary of {self._vocab_size}")
         settings = self._settings
         if settings.profile == "top_k":
-            self._kept.append(top_k(logits, settings.mass, settings.largest))
+            self._kept.append(top_k(logits, 1 - (1 - settings.mass) / SPARE, settings.largest))
         else:
             self._kept.append(sampled(logits, settings.draws, self._random))
         self._tokens.append(token)
@@ -99,16 +108,43 @@ class Capture:
 
     def encoded(self, count: int | None = None) -> bytes:
         """The blob of the first `count` positions, by default of all."""
-        kept = self._kept[:count]
+        settings, kept = self._settings, self._kept[:count]
         targets = Targets(
-            profile=self._settings.profile,
+            profile=settings.profile,
             tokens=np.array(self._tokens[:count], np.int32),
             offsets=np.cumsum([0, *(len(row[0]) for row in kept)], dtype=np.int64),
             ids=np.concatenate([np.empty(0, np.int32), *(row[0] for row in kept)]),
             logprobs=np.concatenate([np.empty(0, np.float32), *(row[1] for row in kept)]),
             tail=np.array([row[2] for row in kept], np.float32),
         )
+        if settings.profile == "top_k":
+            targets = most_probable(targets, settings.mass)
         return encode(targets, self._vocab_size)
+
+
+def most_probable(targets: Targets, mass: float) -> Targets:
+    """The first entry of each position, and of the others the fewest with which the mean mass of a position is `mass`.
+
+    These are the most probable ones, wherever they stand: of the entries that a flat distribution has, each adds less.
+    All entries, where they have no more than `mass`.
+    """
+    starts = targets.offsets[:-1]
+    shares = np.exp(targets.logprobs, dtype=np.float64)
+    others = np.sort(np.delete(shares, starts))[::-1]
+    missing = mass * len(starts) - shares[starts].sum()
+    count = int(np.searchsorted(np.cumsum(others), missing)) + 1 if missing > 0 else 0
+    if count > len(others) or mass >= 1.0:
+        return targets
+    keep = shares >= (others[count - 1] if count else math.inf)
+    keep[starts] = True
+    left_out = np.add.reduceat(np.where(keep, 0.0, shares), starts)
+    return replace(
+        targets,
+        offsets=np.concatenate([[0], np.cumsum(keep)[targets.offsets[1:] - 1]]),
+        ids=targets.ids[keep],
+        logprobs=targets.logprobs[keep],
+        tail=(targets.tail + left_out).astype(np.float32),
+    )
 
 
 def top_k(logits: NDArray[np.float32], mass: float, largest: int) -> Kept:
@@ -189,52 +225,55 @@ def _most_probable(logits: NDArray[np.float32], above: float, largest: int) -> N
 def encode(targets: Targets, vocab_size: int) -> bytes:
     """The blob of one completion's targets.
 
-    For `top_k`, log-probabilities are kept to 0.05 nats, down to 10.6 below their position's first one, and sum with
-    the tail to 1 again when decoded; for `sampled` the counts are kept exactly. Raises ValueError where the columns
-    are not what `Targets` says of them.
+    For `top_k`, log-probabilities are kept to 0.13 nats, down to 31 below their position's first one, and sum with the
+    tail to 1 again when decoded; for `sampled` the counts are kept exactly. Raises ValueError where the columns are
+    not what `Targets` says of them.
     """
-    counts, starts = np.diff(targets.offsets), targets.offsets[:-1]
+    offsets, starts = targets.offsets, targets.offsets[:-1]
+    counts = offsets[1:] - starts
     n, m = len(targets.tokens), len(targets.ids)
-    if not n == len(counts) == len(targets.tail) or not m == len(targets.logprobs) == targets.offsets[-1]:
+    if not n == len(counts) == len(targets.tail) or not m == len(targets.logprobs) == offsets[-1]:
         raise ValueError("the columns differ in length")
-    if targets.offsets[0] != 0 or (n and counts.min() < 1):
+    least = int(counts.min()) if n else 1
+    if offsets[0] != 0 or least < 1:
         raise ValueError("a position without an entry")
-    used = np.concatenate([targets.tokens, targets.ids])
-    if n and not 0 <= used.min() <= used.max() < vocab_size:
+    used = np.concatenate((targets.tokens, targets.ids))
+    if n and used.view(np.uint32).max() >= vocab_size:  # a negative one is larger still
         raise ValueError(f"a token id outside of a vocabulary of {vocab_size}")
     if targets.profile == "top_k":
-        draws, steps = 0, _steps(targets.logprobs, starts, counts)
-        tail = pack(_tail_codes(targets.tail), TAIL_BITS)
+        draws, below = 0, _below(targets.logprobs, starts, counts)
+        tail = _tail_codes(targets.tail).tobytes()
     else:
-        draws, steps = _draws(targets.logprobs, starts, counts)
+        draws, below = _draws(targets.logprobs, starts, counts)
         tail = b""
-    falling = steps[1:] >= steps[:-1]
-    falling[starts[1:] - 1] = True
-    if not falling.all():
-        raise ValueError("probabilities rise within a position")
-    steps[1:] -= steps[:-1].copy()
+    steps = below.copy()
+    steps[1:] -= below[:-1]
     steps[starts] = 0
+    if not (steps <= below).all():
+        raise ValueError("probabilities rise within a position")
 
-    symbols, codes = _symbols(used, vocab_size)
-    width = int(counts.max(initial=1) - 1).bit_length()
-    symbol_shape, symbol_columns = pack_small(np.diff(symbols, prepend=-1) - 1)
+    counts -= least
+    width = int(counts.max(initial=0)).bit_length()
+    gaps, codes = _symbols(used, vocab_size)
+    gap_shape, gap_columns = pack_small(gaps)
     step_shape, step_columns = pack_small(steps)
-    shape = (n, m, len(symbols), width, *symbol_shape, *step_shape)
+    shape = (n, m, len(gaps), least, width, *gap_shape, *step_shape)
     header = HEADER.pack(VERSION, PROFILES.index(targets.profile), draws, vocab_size, *shape)
-    code_column = pack(codes, _code_bits(len(symbols) or vocab_size))
-    body = b"".join((header, symbol_columns, code_column, pack(counts - 1, width), tail, step_columns))
+    code_column = pack(codes, _code_bits(len(gaps) or vocab_size))
+    body = b"".join((header, gap_columns, code_column, pack(counts, width), tail, step_columns))
     return body + CHECK.pack(zlib.crc32(body))
 
 
-def _steps(logprobs: NDArray[np.float32], starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[Any]:
-    """How far each entry lies below its position's first one, in steps of 1/24 nat."""
-    below = np.repeat(logprobs[starts], counts)
+def _below(logprobs: NDArray[np.float32], starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[Any]:
+    """How far each entry lies below its position's first one, in steps of 1/8 nat."""
+    below = logprobs[starts].repeat(counts)
     below -= logprobs
     below *= STEPS_PER_NAT
-    np.rint(below, out=below)
-    np.copyto(below, FLOOR, where=below > FLOOR)
-    if below.size and not below.min() >= 0:
+    if not below.min(initial=0) >= 0:
         raise ValueError("a position's first entry is not its most probable one")
+    if below.max(initial=0) > FLOOR:
+        np.minimum(below, FLOOR, out=below)
+    below += np.float32(0.5)
     return below.astype(np.uint8)
 
 
@@ -255,19 +294,16 @@ def _draws(
     raise ValueError(f"shares that no number of draws up to {LARGEST_DRAWS} gives")
 
 
-def _tail_codes(tail: NDArray[np.float32]) -> NDArray[Any]:
-    """The tail's log-odds in steps of 1/128, from 1 to 4095; 0 stands for no tail."""
-    with np.errstate(divide="ignore"):
-        share = np.clip(tail.astype(np.float64), 0.0, 1.0)
-        odds = np.log(share) - np.log1p(-share)
-    codes: NDArray[Any] = np.rint(np.clip(odds * TAIL_SCALE + TAIL_MIDDLE, 0, 2**TAIL_BITS - 1)).astype(np.int32)
-    return codes
+def _tail_codes(tail: NDArray[np.float32]) -> NDArray[np.uint8]:
+    share = np.minimum(np.maximum(tail, LEAST_TAIL), 1 - LEAST_TAIL)
+    odds = np.log(share / (1 - share))
+    return np.where(tail < LEAST_TAIL, 0, odds * 8 + np.float32(128.5)).astype(np.uint8)
 
 
-def _symbols(used: NDArray[np.int32], vocab_size: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """The distinct ids, rising, and the place of each used id among them.
+def _symbols(used: NDArray[np.int32], vocab_size: int) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """The gaps between the distinct ids, which rise, and the place of each used id among them.
 
-    Where that would not save a sixth, no symbols, and the ids themselves, which are faster.
+    Where that would not save a sixth, no gaps, and the ids themselves, which are faster.
     """
     where = used.astype(np.intp)
     seen = np.zeros(vocab_size, bool)
@@ -275,11 +311,13 @@ def _symbols(used: NDArray[np.int32], vocab_size: int) -> tuple[NDArray[np.int64
     distinct = int(np.count_nonzero(seen))
     gap_bits = (vocab_size // max(1, distinct)).bit_length() + 2
     if 6 * (distinct * gap_bits + len(used) * _code_bits(distinct)) > 5 * len(used) * _code_bits(vocab_size):
-        return np.empty(0, np.int64), used
+        return np.empty(0, np.int32), used
     symbols = np.flatnonzero(seen)
     place = np.empty(vocab_size, np.uint16 if distinct <= 2**16 else np.int32)
     place[symbols] = np.arange(distinct, dtype=place.dtype)
-    return symbols, place.take(where)
+    gaps = symbols.astype(np.int32)
+    gaps[1:] -= symbols[:-1] + 1
+    return gaps, place.take(where)
 
 
 def decode(data: bytes) -> Targets:
@@ -292,7 +330,7 @@ def decode(data: bytes) -> Targets:
     body = memoryview(data)[: -CHECK.size]
     if len(body) < HEADER.size or zlib.crc32(body) != CHECK.unpack(data[-CHECK.size :])[0]:
         raise damage("its checksum does not hold")
-    _, profile, draws, vocab_size, n, m, d, width, *shapes = HEADER.unpack_from(data)
+    _, profile, draws, vocab_size, n, m, d, least, width, *shapes = HEADER.unpack_from(data)
     # each entry takes a bit at least, so that the blob's length bounds what is allocated
     if not (n <= m <= 8 * len(data) and bool(n) == bool(m) and d <= min(n + m, vocab_size) and vocab_size < 2**31):
         raise damage("its counts do not fit")
@@ -300,39 +338,39 @@ def decode(data: bytes) -> Targets:
         raise damage("its widths do not fit")
     is_top_k = PROFILES[profile] == "top_k"
 
-    read = Reader(np.frombuffer(body, np.uint8)[HEADER.size :])
-    symbols = np.cumsum(read.small(d, np.int64, *shapes[:3]) + 1) - 1
-    ids = read.packed(n + m, _code_bits(d or vocab_size), np.int32)
-    counts = read.packed(n, width, np.int64) + 1
-    tail_codes = read.packed(n, TAIL_BITS if is_top_k else 0, np.int32)
-    steps = np.cumsum(read.small(m, np.uint8 if is_top_k else np.uint16, *shapes[3:]), dtype=np.int32)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    read = Reader(np.frombuffer(body, np.uint8, offset=HEADER.size))
+    symbols = np.cumsum(read.small(d, np.int32, *shapes[:3]) + 1, dtype=np.int64) - 1
+    ids = read.packed(n + m, _code_bits(d or vocab_size), np.uint16 if 0 < d <= 2**16 else np.int32)
+    counts = read.packed(n, width, np.int64) + least
+    tail_codes = read.packed(n, 8 if is_top_k else 0, np.uint8)
+    below = read.small(m, np.uint8 if is_top_k else np.uint16, *shapes[3:]).cumsum(dtype=np.int32)
+    offsets = np.zeros(n + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
     starts = offsets[:-1]
-    if offsets[-1] != m or (n and ids.max() >= (d or vocab_size)) or (d and symbols[-1] >= vocab_size):
+    if offsets[-1] != m or least < 1 or (n and ids.max() >= (d or vocab_size)) or (d and symbols[-1] >= vocab_size):
         raise damage("its columns do not fit")
 
     if d:
         ids = symbols.astype(np.int32).take(ids)
-    steps -= np.repeat(steps[starts], counts)
+    below -= below[starts].repeat(counts)
     if is_top_k:
-        logprobs, tail = _from_steps(steps, starts, counts, tail_codes)
+        logprobs, tail = _from_below(below, starts, counts, tail_codes), TAILS.take(tail_codes)
     else:
-        logprobs, tail = _from_hits(steps, starts, counts, draws), np.zeros(n, np.float32)
+        logprobs, tail = _from_hits(below, starts, counts, draws), np.zeros(n, np.float32)
     return Targets(PROFILES[profile], ids[:n], offsets, ids[n:], logprobs, tail)
 
 
-def _from_steps(
-    steps: NDArray[np.int32], starts: NDArray[np.int64], counts: NDArray[np.int64], tail_codes: NDArray[np.int32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Log-probabilities that sum, with the tail, to 1 at each position; and the tail."""
-    below = steps.astype(np.float32)
-    below *= -1 / STEPS_PER_NAT
-    odds = np.where(tail_codes == 0, -np.inf, (tail_codes - TAIL_MIDDLE) / TAIL_SCALE)
-    shift = -np.log1p(np.exp(odds))
+def _from_below(
+    below: NDArray[np.int32], starts: NDArray[np.int64], counts: NDArray[np.int64], tail_codes: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Log-probabilities that sum, with the tail, to 1 at each position."""
+    logprobs = below.astype(np.float32)
+    logprobs *= -1 / STEPS_PER_NAT
     if starts.size:
-        shift -= np.log(np.add.reduceat(np.exp(below), starts))
-    below += np.repeat(shift.astype(np.float32), counts)
-    return below, (1.0 / (1.0 + np.exp(-odds))).astype(np.float32)
+        first = HEADS.take(tail_codes)
+        first -= np.log(np.add.reduceat(np.exp(logprobs), starts))
+        logprobs += first.repeat(counts)
+    return logprobs
 
 
 def _from_hits(

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import edgedistill
@@ -88,7 +89,9 @@ def test_no_command_is_described_that_is_not_there() -> None:
 
 
 def test_every_option_in_the_readme_belongs_to_a_command() -> None:
-    known = {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
+    nested = [inner for one in cli.commands.values() if isinstance(one, click.Group) for inner in one.commands.values()]
+    commands = [*cli.commands.values(), *nested]
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - OTHERS_OPTIONS
     assert named
     assert named <= known

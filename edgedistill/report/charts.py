@@ -69,7 +69,7 @@ def latency_chart(candidates: Sequence[dict[str, Any]], target: dict[str, Any], 
 
 
 def loss_chart(points: Sequence[dict[str, Any]]) -> str | None:
-    """Training loss over the steps, as measured and smoothed, with the points of the validation loss.
+    """Training loss over the steps, as measured and smoothed, with the validation loss and the score where measured.
 
     None where there are no points.
     """
@@ -87,9 +87,20 @@ def loss_chart(points: Sequence[dict[str, Any]]) -> str | None:
         axes.grid(axis="y")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss, nats per token")
+        _draw_scores(axes, [(row["step"], 100 * row["score"]) for row in points if row.get("score") is not None])
         axes.legend(frameon=False, loc="upper right")
 
     return _svg("loss", (5.6, 3.0), draw)
+
+
+def _draw_scores(axes: Any, scores: Sequence[tuple[int, float]]) -> None:
+    """The share of right answers after each epoch, on an axis of its own at the right."""
+    if not scores:
+        return
+    right = axes.twinx()
+    right.plot(*zip(*scores, strict=True), "s-", color=GREEN, markersize=5, linewidth=1)
+    right.set_ylim(0, 100)
+    right.set_ylabel("right answers, %", color=GREEN)
 
 
 def rejection_chart(rejected: dict[str, int]) -> str | None:

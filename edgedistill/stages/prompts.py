@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import InvalidInput
 from ..recipe import Recipe
 from ..records import Prompt, iter_prompts, placed_lines, sample_of
-from ..run import Progress, Run
+from ..run import Progress, Run, file_sha256
 from ..similarity import SimilarTexts, in_blocks
 from .streams import rows_file
 
-__all__ = ["SAMPLED", "prompt_row", "prompts"]
+__all__ = ["SAMPLED", "prompt_row", "prompts", "prompts_read", "spread"]
 
+Row = TypeVar("Row")
 SAMPLED = 4096  # prompts that the search for similar ones looks at before
 
 
 def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `prompts.jsonl`, and `dropped.jsonl` with what each dropped prompt repeats."""
     source = recipe.file(recipe.prompts.file)
+    sha256 = file_sha256(source)
     total = sum(1 for _, line in placed_lines(source) if line.strip())
     done = kept = 0
     with (
@@ -27,7 +30,8 @@ def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
         rows_file(out / "prompts.jsonl") as keep,
         rows_file(out / "dropped.jsonl") as drop,
     ):
-        for block in in_blocks(iter_prompts(source), lambda prompt: prompt.text):
+        limit = min(recipe.prompts.limit or total, total)
+        for block in in_blocks(spread(iter_prompts(source), total, limit), lambda prompt: prompt.text):
             for prompt, twin in zip(block, seen.screen([(one.id, one.text) for one in block]), strict=True):
                 if twin is None:
                     kept += 1
@@ -36,10 +40,31 @@ def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
                     reason = "exact duplicate" if twin.is_exact else "near duplicate"
                     drop({**prompt_row(prompt), "_ed": {"id": prompt.id, "reason": reason, "of": twin.id}})
             done += len(block)
-            progress("reading prompts", done, total)
+            progress("reading prompts", done, limit)
         if not kept:
             raise InvalidInput(f"{source}: no prompts", "Write at least one row.")
-    return {"kept": kept, "dropped": done - kept}
+    return {"kept": kept, "dropped": done - kept, "source_sha256": sha256}
+
+
+def spread(rows: Iterable[Row], total: int, count: int) -> Iterator[Row]:
+    """`count` of `total` rows, evenly from all over them, in their order.
+
+    >>> list(spread(range(10), 10, 4))
+    [2, 4, 7, 9]
+    """
+    for number, row in enumerate(rows):
+        if (number + 1) * count // total > number * count // total:
+            yield row
+
+
+def prompts_read(recipe: Recipe, run: Run) -> int | None:
+    """How many prompts the recipe's file has, if the stage has read just this content to its end; else None."""
+    record = run.record("prompts")
+    if record is None or not record["finished"]:
+        return None
+    summary = record["summary"]
+    is_same = summary.get("source_sha256") == file_sha256(recipe.file(recipe.prompts.file))
+    return summary["kept"] + summary["dropped"] if is_same else None
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from ..records import Example, digest, messages_of, read_rows
 from ..run import Run, file_sha256
 from ..schema import kept_answers, load_schema
 from ..store import Store
+from ..students.alignment import Aligner
 from ..students.encode import EncodedExample, Encoder
-from ..students.lessons import Lesson, answers_lesson, cooled, text_lesson
+from ..students.lessons import Lesson, aligned_lesson, answers_lesson, cooled, text_lesson
 from ..students.packed import PackedExamples, packed
 from ..targets import Targets, decode
 from .teach import STORE
 
 __all__ = ["TaughtRows", "require_taught"]
 
+ALIGNED = 500  # rows that tell the share of aligned tokens
 PACKING = 2  # raised where the same rows would be encoded otherwise
 
 
@@ -52,9 +54,12 @@ def require_taught(recipe: Recipe) -> str:
 
 
 class TaughtRows:
-    """The curated rows of a run as the recipe's loss needs them. Use it as a context manager."""
+    """The curated rows of a run as the recipe's loss needs them. Use it as a context manager.
 
-    def __init__(self, recipe: Recipe, run: Run, encoder: Encoder) -> None:
+    With an `aligner`, the teacher has another tokenizer than the student.
+    """
+
+    def __init__(self, recipe: Recipe, run: Run, encoder: Encoder, aligner: Aligner | None = None) -> None:
         self._settings = recipe.train
         self._system = recipe.student.system
         self._encoder = encoder
@@ -62,6 +67,7 @@ class TaughtRows:
         self._scratch = run.scratch / "tokens"
         has_targets = recipe.train.loss != "hard" and recipe.teach.targets != "none"
         self._store = Store(run.folder("teach") / STORE, read_only=True) if has_targets else None
+        self._aligner = aligner
         self._answers = _AnswerTokens(encoder)
 
     def __enter__(self) -> TaughtRows:
@@ -78,7 +84,15 @@ class TaughtRows:
         """
         path, settings = self._rows / f"{name}.jsonl", self._settings
         taught = settings.model_dump(include={"max_length", "loss", "ce_weight", "answer_temperature", "answer_floor"})
-        key = digest(PACKING, file_sha256(path), self._encoder.identity, self._system, taught, self._store is None)
+        key = digest(
+            PACKING,
+            file_sha256(path),
+            self._encoder.identity,
+            self._system,
+            taught,
+            self._store is None,
+            self._aligner is None,
+        )
         return packed(self._scratch / path.stem / key[:16], self._encoded(path))
 
     def lesson(self, example: EncodedExample) -> Lesson:
@@ -87,7 +101,23 @@ class TaughtRows:
             return answers_lesson(example.id, example.tokens[: example.start], dict(example.answers))
         ce_weight = self._settings.ce_weight if self._settings.loss == "mixed" else 0.0
         targets = self._targets(example.key) if example.key else None
+        if targets is not None and self._aligner is not None:
+            aligned = self._aligner.align(targets, example.tokens[example.start :])
+            return aligned_lesson(example.id, example.tokens, example.start, aligned, ce_weight)
         return text_lesson(example.id, example.tokens, example.start, targets, ce_weight)
+
+    def aligned_share(self, examples: Sequence[EncodedExample]) -> float | None:
+        """The mean share of the tokens of some examples that have the teacher's distribution; None where all have."""
+        if self._aligner is None:
+            return None
+        some = [examples[index] for index in range(0, len(examples), max(1, len(examples) // ALIGNED))]
+        keyed = ((example, self._targets(example.key)) for example in some if example.key)
+        shares = [
+            self._aligner.align(targets, example.tokens[example.start :]).share
+            for example, targets in keyed
+            if targets is not None
+        ]
+        return sum(shares) / len(shares) if shares else None
 
     def _targets(self, key: str) -> Targets | None:
         found = self._store.get(key) if self._store is not None else None
@@ -117,7 +147,12 @@ class TaughtRows:
         return replace(example, answers=kept)
 
     def _with_targets(self, example: EncodedExample, key: str) -> EncodedExample:
-        """The row in the teacher's own tokens, as a text has several spellings, and the token that ends it."""
+        """The row in the teacher's own tokens, as a text has several spellings, and the token that ends it.
+
+        With another tokenizer, in the student's.
+        """
+        if self._aligner is not None:
+            return replace(example, key=key)
         targets = self._targets(key)
         if targets is None:
             return example

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..chat import with_system
 from ..recipe import Recipe
+from ..records import iter_prompts
 from ..run import Progress, Run
-from ..students import Estimate, Report, TrainingData, TrainStep, load_student
+from ..students import Estimate, Exam, Report, TrainingData, TrainStep, load_student
+from ..students.alignment import Aligner, require_aligned
 from ..students.encode import Encoder
+from ..teachers.identity import fetch_teacher
 from .imported import base_folder
+from .scoring import equal
 from .taught import TaughtRows
+from .tokenizers import SHOWN, aligner_between
 
 __all__ = ["train"]
 
@@ -18,13 +26,44 @@ __all__ = ["train"]
 def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Leave `adapter/`, `checkpoints/` and `metrics.jsonl`."""
     weights, base = base_folder(recipe, run, progress)
-    with TaughtRows(recipe, run, Encoder(base)) as rows:
-        data = TrainingData(rows.examples("train"), rows.examples("valid"), recipe.seed, rows.lesson)
+    encoder = Encoder(base)
+    with TaughtRows(recipe, run, encoder, _aligner(recipe, run, base, progress)) as rows:
+        train, valid = rows.examples("train"), rows.examples("valid")
+        data = TrainingData(train, valid, recipe.seed, rows.lesson, _exam(recipe, encoder))
+        share = rows.aligned_share(train)
+        warning = None if share is None else require_aligned(share)
         student = load_student(recipe.student, base)
         summary = student.train(data, recipe.train, out, _reporter(progress))
     quant = weights.quant if weights.format == "gguf" else None
     source = {"name": weights.name, "sha256": weights.sha256, "source": weights.source, "licence": weights.licence}
+    if share is not None:
+        summary = {**summary, "aligned_share": round(share, 4), "warnings": [warning] if warning else []}
     return {**summary, "base": {**source, "imported_from_quant": quant}}
+
+
+def _aligner(recipe: Recipe, run: Run, base: Path, progress: Progress) -> Aligner | None:
+    """What aligns a teacher's distributions with a student of another tokenizer, where the loss needs that."""
+    if recipe.train.loss == "hard" or recipe.teach.targets == "none":
+        return None
+    teacher = fetch_teacher(recipe, recipe.teacher, run.offline, progress).path
+    assert teacher is not None, "a server tells no distributions"
+    shown = islice(iter_prompts(recipe.file(recipe.prompts.file)), SHOWN)
+    return aligner_between(teacher, base, (prompt.text for prompt in shown))
+
+
+def _exam(recipe: Recipe, encoder: Encoder) -> Exam | None:
+    """The first eval prompts that have a right answer, as many as the recipe wants answered after each epoch."""
+    wanted = recipe.train.score_prompts
+    if not wanted:
+        return None
+    asked = [row for row in iter_prompts(recipe.file(recipe.evaluate.file)) if row.expected is not None][:wanted]
+    prompts = [encoder.prompt(with_system(recipe.student.system, row.messages)) for row in asked]
+
+    def score(answers: Sequence[Sequence[int]]) -> float:
+        pairs = zip(answers, asked, strict=True)
+        return sum(equal(encoder.text(answer), row.expected) for answer, row in pairs) / len(asked)
+
+    return Exam(prompts, encoder.completion("")[-1], recipe.evaluate.max_tokens, score) if asked else None
 
 
 def _reporter(progress: Progress) -> Report:
@@ -33,6 +72,7 @@ def _reporter(progress: Progress) -> Report:
             gigabytes, minutes = moment.memory_bytes / 2**30, moment.seconds / 60
             progress(f"training (about {gigabytes:.1f} GB, at most {minutes:.0f} min)", 0, 1)
         else:
-            progress(f"training (loss {moment.loss:.3f})", moment.step, moment.steps)
+            scored = "" if moment.score is None else f", right {moment.score:.0%}"
+            progress(f"training (loss {moment.loss:.3f}{scored})", moment.step, moment.steps)
 
     return report

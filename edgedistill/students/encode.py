@@ -55,6 +55,11 @@ class Encoder:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        found: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return found
+
     def special_tokens(self) -> dict[int, str]:
         """Id and text of every token that was added to the vocabulary."""
         return {number: token.content for number, token in self._tokenizer.get_added_tokens_decoder().items()}

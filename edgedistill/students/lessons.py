@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..targets import Targets
+from .alignment import Aligned
+from .chunks import Chunks, joined_chunks
 from .encode import EncodedExample
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Batch",
     "Lesson",
     "Rows",
+    "aligned_lesson",
     "answers_lesson",
     "collated",
     "cooled",
@@ -62,11 +65,6 @@ class Rows:
         return len(self.at)
 
     @property
-    def weight(self) -> float:
-        """What the rows weigh together: losses are divided by it."""
-        return float(self.ce.sum(dtype=np.float64) + self.soft.sum(dtype=np.float64))
-
-    @property
     def is_soft(self) -> bool:
         """Whether any row has a distribution to learn."""
         return bool(self.soft.any())
@@ -82,9 +80,17 @@ class Lesson:
     parents: NDArray[np.int32]
     """(T,) The place of the token that each one follows, always an earlier place; -1 for the first."""
     rows: Rows
+    chunks: Chunks | None = None
+    """Runs of rows whose probability the teacher tells as a whole."""
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def weight(self) -> float:
+        """What the rows weigh together: losses are divided by it."""
+        together = self.chunks.rows_weight if self.chunks is not None else 0.0
+        return float(self.rows.ce.sum(dtype=np.float64) + self.rows.soft.sum(dtype=np.float64)) + together
 
     @property
     def is_chain(self) -> bool:
@@ -106,6 +112,7 @@ class Batch:
     rows: Rows
     used: int
     """Cells that hold a token."""
+    chunks: Chunks | None = None
 
 
 def hard_lesson(example: EncodedExample) -> Lesson:
@@ -134,28 +141,48 @@ def text_lesson(
         tail=np.full(count, NO_TAIL, np.float32),
     )
     chain = np.arange(-1, len(ids) - 1, dtype=np.int32)
-    return Lesson(identity, ids, chain, rows if targets is None else _softened(rows, targets, ce_weight))
+    if targets is not None:
+        known = np.arange(min(len(targets.tokens), count), dtype=np.int32)
+        rows = _softened(rows, targets, ce_weight, known)
+    return Lesson(identity, ids, chain, rows)
 
 
-def _softened(rows: Rows, targets: Targets, ce_weight: float) -> Rows:
-    """The rows with the distributions of the first of them."""
-    known = len(targets.tokens)
-    if not np.array_equal(targets.tokens, rows.token[:known]):
+def aligned_lesson(
+    identity: str, tokens: Sequence[int], start: int, aligned: Aligned, ce_weight: float = 0.0
+) -> Lesson:
+    """The lesson of a text of which a teacher with another tokenizer tells what it can; see `alignment`.
+
+    Its tokens from `start` on are the answer. Rows with a distribution, and runs of rows whose probability is known
+    together, weigh `ce_weight` for the token and the rest for the distribution; the others are learned by the token.
+    """
+    plain = text_lesson(identity, tokens, start)
+    rows = _softened(plain.rows, aligned.targets, ce_weight, aligned.rows)
+    ce = rows.ce.copy()
+    ce[aligned.chunks.rows] = ce_weight
+    chunks = replace(aligned.chunks, weight=aligned.chunks.weight * np.float32(1.0 - ce_weight))
+    return replace(plain, rows=replace(rows, ce=ce), chunks=chunks if len(chunks) else None)
+
+
+def _softened(rows: Rows, targets: Targets, ce_weight: float, at: NDArray[np.int32]) -> Rows:
+    """The rows with the distributions of those at `at`."""
+    if not np.array_equal(targets.tokens, rows.token[at]):
         raise ValueError("the targets are of another text")
     counts = np.diff(targets.offsets)
     width = int(counts.max(initial=1))
+    filled = np.arange(width) < counts[:, None]
+    kept = np.repeat(targets.ids[targets.offsets[:-1]][:, None], width, axis=1)
+    kept[filled] = targets.ids
+    shares = np.full(kept.shape, -np.inf, np.float32)
+    shares[filled] = targets.logprobs
     ids = np.repeat(rows.token[:, None], width, axis=1)
     logprobs = np.full(ids.shape, -np.inf, np.float32)
     logprobs[:, 0] = 0.0
-    filled = np.arange(width) < counts[:, None]
-    ids[:known] = np.where(filled, 0, targets.ids[targets.offsets[:-1]][:, None])
-    ids[:known][filled] = targets.ids
-    logprobs[:known] = -np.inf
-    logprobs[:known][filled] = targets.logprobs
+    ids[at], logprobs[at] = kept, shares
     tail, ce, soft = rows.tail.copy(), rows.ce.copy(), rows.soft.copy()
-    if targets.profile == "top_k":
-        tail[:known] = np.log(np.maximum(targets.tail, np.finfo(np.float32).tiny))
-    ce[:known], soft[:known] = ce_weight, 1.0 - ce_weight
+    # what was drawn of tokens without an equal in the student's vocabulary is a tail too
+    if targets.profile == "top_k" or targets.tail.any():
+        tail[at] = np.log(np.maximum(targets.tail, np.finfo(np.float32).tiny))
+    ce[at], soft[at] = ce_weight, 1.0 - ce_weight
     return replace(rows, ce=ce, soft=soft, ids=ids, logprobs=logprobs, tail=tail)
 
 
@@ -288,7 +315,9 @@ def collated(lessons: Sequence[Lesson], width: int | None = None, packed: bool =
         starts.append(line * shape[1] + column)
         place += len(lesson)
     rows = _joined([lesson.rows for lesson in lessons], starts)
-    return Batch(tuple(lesson.id for lesson in lessons), tokens, positions, visible, rows, place)
+    firsts = np.cumsum([0, *(len(lesson.rows) for lesson in lessons)]).tolist()[:-1]
+    chunks = joined_chunks([lesson.chunks for lesson in lessons], firsts)
+    return Batch(tuple(lesson.id for lesson in lessons), tokens, positions, visible, rows, place, chunks)
 
 
 def _ancestors(lesson: Lesson) -> NDArray[np.bool_]:

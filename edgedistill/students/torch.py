@@ -26,6 +26,7 @@ from .divergence import Divergence
 from .initial import lora_a
 from .lessons import Batch, Lesson, collated
 from .merge import merge_adapter
+from .torch_chunks import with_chunks
 from .torch_head import HeadRows, head_loss
 from .torch_memory import free_bytes, peak_bytes, step_cost, used_bytes
 from .training import Loss, run_training
@@ -130,7 +131,7 @@ class _Session:
             group["lr"] = learning_rate
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        weight = sum(lesson.rows.weight for lesson in lessons)
+        weight = sum(lesson.weight for lesson in lessons)
         value = 0.0
         for part in _parts_of(lessons, self._rows):
             loss = self._summed(part) / weight
@@ -146,7 +147,7 @@ class _Session:
     def loss(self, lessons: Sequence[Lesson]) -> Loss:
         """The loss of the batch, without learning from it."""
         self._model.eval()
-        weight = sum(lesson.rows.weight for lesson in lessons)
+        weight = sum(lesson.weight for lesson in lessons)
         with torch.no_grad():
             total = sum(float(self._summed(part)) for part in _parts_of(lessons, self._rows))
         return Loss(total / weight, weight)
@@ -160,8 +161,11 @@ class _Session:
             hidden = backbone(**_inputs(batch, dtype), use_cache=False).last_hidden_state
         at = torch.from_numpy(batch.rows.at).to(hidden.device, torch.int64)
         picked = hidden.flatten(0, 1)[at].to(dtype)
-        total, _ = head_loss(picked, head.weight.to(dtype), HeadRows.of(batch.rows, hidden.device), self._how)
-        return total
+        weight, rows = head.weight.to(dtype), HeadRows.of(batch.rows, hidden.device)
+        if batch.chunks is None:
+            return head_loss(picked, weight, rows, self._how)[0]
+        rows, beside = with_chunks(picked, weight, rows, batch.chunks, self._how)
+        return head_loss(picked, weight, rows, self._how)[0] + beside
 
     def complete(self, exam: Exam) -> list[list[int]]:
         """Greedy answers to the exam's prompts, as token ids without the end token."""

@@ -113,54 +113,71 @@ def run_training(
 
     Returns steps, last losses and padding. Raises EdgeDistillError that names the rows where a loss is not finite.
     """
-    plan = _Plan(data, settings)
-    step, metrics = 0, list[dict[str, Any]]()
-    found = checkpoints.newest(out / "checkpoints")
-    if found is not None:
-        session.read(found[0])
-        step, metrics = found[1]["step"], found[1]["metrics"]
-
-    largest = plan.largest()
-    settled, estimate = session.settle(largest, found[1]["settled"] if found is not None else None)
-    share = (plan.steps - step) / plan.steps
-    report(replace(estimate, seconds=estimate.seconds / sum(map(len, largest)) * plan.tokens() * share))
-
-    def save(folder: Path) -> None:
-        checkpoints.save(folder, step, {"metrics": metrics, "settled": settled}, session.write)
-
-    for batch in plan.batches(step):
-        if _is_over(metrics, settings.patience):
+    course = _Course(session, _Plan(data, settings), out)
+    resumed_from = course.step
+    report(course.estimate)
+    for batch in course.plan.batches(course.step):
+        if _is_over(course.metrics, settings.patience):
             break
-        moment = _step(session, plan, step, batch)
-        step = moment.step
-        metrics.append(_recorded(moment))
+        course.take(batch, report)
+    return {**course.end(), "resumed_from": resumed_from}
+
+
+class _Course:
+    """How far a training is, in memory and in its folder. It begins at the newest whole checkpoint."""
+
+    def __init__(self, session: Session, plan: _Plan, out: Path) -> None:
+        self.plan, self.step = plan, 0
+        self.metrics: list[dict[str, Any]] = []
+        self._session, self._out = session, out
+        found = checkpoints.newest(out / "checkpoints")
+        if found is not None:
+            session.read(found[0])
+            self.step, self.metrics = found[1]["step"], found[1]["metrics"]
+        largest = plan.largest()
+        self._settled, estimate = session.settle(largest, found[1]["settled"] if found is not None else None)
+        left = plan.tokens() * (plan.steps - self.step) / plan.steps
+        self.estimate = replace(estimate, seconds=estimate.seconds / sum(map(len, largest)) * left)
+
+    def take(self, batch: Sequence[Lesson], report: Report) -> None:
+        """One step, recorded and reported; raises Stopped behind it where that was asked for."""
+        moment = _step(self._session, self.plan, self.step, batch)
+        self.step = moment.step
+        self.metrics.append(_recorded(moment))
         report(moment)
-        if settings.patience and moment.valid_loss is not None and moment.valid_loss == min(_valid_losses(metrics)):
-            save(out / "best")  # before the checkpoint that says so: a kill in between repeats it
-        due = step == plan.steps or step % settings.checkpoint_steps == 0
+        is_best = moment.valid_loss is not None and moment.valid_loss == min(_valid_losses(self.metrics))
+        if self.plan.settings.patience and is_best:
+            self._save("best")  # before the checkpoint that says so: a kill in between repeats it
+        due = self.step == self.plan.steps or self.step % self.plan.settings.checkpoint_steps == 0
         if due:
-            save(out / "checkpoints")
+            self._save("checkpoints")
         try:
             stop_if_asked()
         except Stopped:
             if not due:
-                save(out / "checkpoints")
+                self._save("checkpoints")
             raise
-    kept = checkpoints.newest(out / "best") if settings.patience else None
-    if kept is not None:
-        session.read(kept[0])
-    write_whole(out / "metrics.jsonl", json_lines(metrics))
-    session.save_adapter(out / "adapter")
-    last = metrics[-1] if kept is None else metrics[kept[1]["step"] - 1]
-    return {
-        "steps": last["step"],
-        "loss": last["loss"],
-        "valid_loss": last.get("valid_loss"),
-        "padded_share": round(plan.padded_share, 4),
-        "estimated_memory_bytes": estimate.memory_bytes,
-        **settled,
-        "resumed_from": found[1]["step"] if found else 0,
-    }
+
+    def _save(self, folder: str) -> None:
+        state = {"metrics": self.metrics, "settled": self._settled}
+        checkpoints.save(self._out / folder, self.step, state, self._session.write)
+
+    def end(self) -> dict[str, Any]:
+        """Leave what was learned, of the best epoch where there is a `patience`; return the summary."""
+        kept = checkpoints.newest(self._out / "best") if self.plan.settings.patience else None
+        if kept is not None:
+            self._session.read(kept[0])
+        write_whole(self._out / "metrics.jsonl", json_lines(self.metrics))
+        self._session.save_adapter(self._out / "adapter")
+        last = self.metrics[-1] if kept is None else self.metrics[kept[1]["step"] - 1]
+        return {
+            "steps": last["step"],
+            "loss": last["loss"],
+            "valid_loss": last.get("valid_loss"),
+            "padded_share": round(self.plan.padded_share, 4),
+            "estimated_memory_bytes": self.estimate.memory_bytes,
+            **self._settled,
+        }
 
 
 def _valid_losses(metrics: Sequence[dict[str, Any]]) -> list[float]:
