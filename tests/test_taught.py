@@ -58,7 +58,7 @@ def test_a_soft_row_holds_the_teachers_distribution_at_each_of_its_tokens(
             targets, lesson = stored[example.key], rows.lesson(example)
             count = len(targets.tokens)
             assert lesson.rows.token[:count].tolist() == targets.tokens.tolist()
-            assert lesson.tokens.tolist() == list(example.tokens)
+            assert lesson.tokens.tolist() == list(example.tokens[:-1])
             assert lesson.rows.soft[:count].tolist() == [1.0] * count
             kept = np.exp(lesson.rows.logprobs[:count]).sum(axis=1) + np.exp(lesson.rows.tail[:count])
             assert np.allclose(kept, 1.0, atol=1e-5)
@@ -95,7 +95,7 @@ def test_what_was_learned_differs_from_what_the_text_alone_teaches(
     ("changes", "words"),
     [
         ({"[train]": '[train]\nloss = "soft"', "[teach]": "[teach]\nclosed = false"}, "teach.targets is 'none'"),
-        ({"[train]": '[train]\nloss = "soft"\ndivergence = "jsd"'}, "learned by 'forward_kl', not 'jsd'"),
+        ({"[train]": '[train]\nloss = "soft"\ndivergence = "jsd"'}, "learned by 'forward_kl' at temperature 1"),
         (
             {
                 "[train]": '[train]\nloss = "mixed"\ndivergence = "reverse_kl"',

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..errors import EdgeDistillError
 from ..records import digest
-from ..run import cpu_name, write_whole
+from ..run import cpu_name, stop_if_asked, write_whole
 from .context import Context, ContextSettings
 from .model import LlamaModel, load_llama_cpp
 
@@ -59,7 +59,10 @@ class Work:
 
 
 def best_layout(model: LlamaModel, work: Work, threads: int, folder: Path | None) -> Layout:
-    """The layout with the most tokens per second for work like this; measured once a model, machine and library."""
+    """The layout with the most tokens per second for work like this; measured once a model, machine and library.
+
+    Raises Stopped where that was asked for in between.
+    """
     kept = folder / f"layout-{_key(model, work, threads)}.json" if folder else None
     if kept is not None and kept.is_file():
         try:
@@ -116,6 +119,7 @@ def _rate(model: LlamaModel, work: Work, settings: ContextSettings, depth: int) 
         _fill_slots(context, slots, filled, depth)
         times = []
         for step in range(STEPS + 1):
+            stop_if_asked()
             context.batch.clear()
             for slot in range(1, slots + 1):
                 context.batch.add([1], filled + depth + step, slot, 1)
@@ -147,6 +151,7 @@ def _fill_slots(context: Context, slots: int, shared: int, depth: int) -> None:
 def _fill(context: Context, sequence: int, start: int, count: int) -> None:
     step = context.batch.capacity
     for at in range(start, start + count, step):
+        stop_if_asked()
         context.batch.clear()
         context.batch.add([1] * min(step, start + count - at), at, sequence, 0)
         context.decode()

@@ -34,10 +34,10 @@ def require_taught(recipe: Recipe) -> str:
         return "hard: the teacher's text"
     how = f"{settings.loss}, {settings.divergence}"
     if kept_answers(load_schema(recipe), recipe.teach) is not None:
-        if settings.divergence != "forward_kl":
+        if settings.divergence != "forward_kl" or settings.temperature != 1.0:
             raise InvalidInput(
-                f"{where}: the odds of closed answers are learned by 'forward_kl', not '{settings.divergence}'",
-                "Leave train.divergence out.",
+                f"{where}: the odds of closed answers are learned by 'forward_kl' at temperature 1",
+                "Leave train.divergence and train.temperature out; train.answer_temperature softens the odds.",
             )
         return f"{settings.loss}: the odds of every answer"
     if recipe.teach.targets == "none":

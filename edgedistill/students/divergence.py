@@ -16,6 +16,10 @@ LEAST_LOG = -13.815510557964274
 """log(1e-6): what a stored tail is good to. A tail of 0 would make the reverse divergences infinite."""
 
 
+LEAST_MASS = 1e-37
+"""Near the smallest float32: what a mixture is taken for where both of its parts vanished, whose terms are 0 then."""
+
+
 @dataclass(frozen=True, slots=True)
 class Divergence:
     """Which divergence is minimised; `beta` belongs to `jsd` alone."""
@@ -53,7 +57,7 @@ def divergence(xp: Any, log_p: Any, log_q: Any, present: Any, how: Divergence) -
         value, slope = q * (log_q - log_p), q * (log_q - log_p + 1.0)
     else:
         mixed = how.beta * p + (1.0 - how.beta) * q
-        log_m = xp.log(xp.where(present, mixed, 1.0))
+        log_m = xp.log(xp.clip(xp.where(present, mixed, 1.0), LEAST_MASS, None))
         value = how.beta * p * (log_p - log_m) + (1.0 - how.beta) * q * (log_q - log_m)
         slope = (1.0 - how.beta) * q * (log_q - log_m)
     if how.temperature != 1.0:
@@ -64,7 +68,10 @@ def divergence(xp: Any, log_p: Any, log_q: Any, present: Any, how: Divergence) -
 
 
 def _softened(xp: Any, log: Any, present: Any, temperature: float) -> Any:
-    """Logs of x^(1/T), normalised over the present buckets, whose largest is not far below 0: exp cannot vanish."""
-    cooled = log / temperature
+    """Logs of x^(1/T), normalised over the present buckets."""
+    cooled = xp.where(present, log / temperature, -xp.inf)
+    # torch's own `max` returns places too; without the largest taken off, a low temperature underflows to log(0)
+    largest = cooled.amax(axis=1) if hasattr(cooled, "amax") else cooled.max(axis=1)
+    cooled = xp.where(present, cooled - largest[:, None], 0.0)
     total = xp.where(present, xp.exp(cooled), 0.0).sum(axis=1)
     return xp.where(present, cooled - xp.log(total)[:, None], 0.0)

@@ -114,6 +114,15 @@ class Batch:
     """Cells that hold a token."""
     chunks: Chunks | None = None
 
+    @property
+    def shared(self) -> int:
+        """Tokens that all sequences begin with, where there are several and each is a chain; else 0."""
+        if self.visible is not None or len(self.tokens) < 2:
+            return 0
+        differs = (self.tokens != self.tokens[0]).any(axis=0)
+        longest = int(differs.argmax()) if differs.any() else differs.size
+        return min(longest, self.tokens.shape[1] - 1)
+
 
 def hard_lesson(example: EncodedExample) -> Lesson:
     """The lesson of an example's text alone."""
@@ -144,7 +153,7 @@ def text_lesson(
     if targets is not None:
         known = np.arange(min(len(targets.tokens), count), dtype=np.int32)
         rows = _softened(rows, targets, ce_weight, known)
-    return Lesson(identity, ids, chain, rows)
+    return Lesson(identity, ids[:-1], chain[:-1], rows)  # behind the last token nothing is predicted
 
 
 def aligned_lesson(
@@ -198,7 +207,7 @@ def answers_lesson(identity: str, prompt: Sequence[int], answers: Mapping[tuple[
     children: dict[int, dict[int, tuple[int, float]]] = {}  # place -> token -> (its place, probability)
     for answer, share in answers.items():
         place = len(prompt) - 1
-        for token in answer:
+        for token in answer if share > 0 else ():
             node = children.setdefault(place, {})
             if token not in node:
                 node[token] = (len(tokens), 0.0)
@@ -207,7 +216,12 @@ def answers_lesson(identity: str, prompt: Sequence[int], answers: Mapping[tuple[
             child, so_far = node[token]
             node[token] = (child, so_far + share)
             place = child
-    return Lesson(identity, np.array(tokens, np.int32), np.array(parents, np.int32), _branch_rows(children))
+    # behind an answer's last token nothing is predicted: it has no place of its own
+    inner = [*range(len(prompt) - 1), *sorted(children)]
+    number = {place: new for new, place in enumerate(inner)}
+    follows = [ROOT if parents[place] == ROOT else number[parents[place]] for place in inner]
+    rows = _branch_rows({number[place]: children[place] for place in children})
+    return Lesson(identity, np.array(tokens, np.int32)[inner], np.array(follows, np.int32), rows)
 
 
 def cooled(shares: Sequence[float], temperature: float, floor: float) -> NDArray[np.float64]:
@@ -255,7 +269,10 @@ def _branch_rows(children: Mapping[int, Mapping[int, tuple[int, float]]]) -> Row
 
 
 def paths(lesson: Lesson) -> list[Lesson]:
-    """The lesson as plain chains, for a backend that cannot let tokens branch: one a leaf, each row in one of them."""
+    """The lesson as plain chains, for a backend that cannot let tokens branch, each row in one of them.
+
+    One a leaf, but for leaves all of whose rows are in an earlier chain.
+    """
     if lesson.is_chain:
         return [lesson]
     leaves = sorted(set(range(len(lesson))) - set(lesson.parents.tolist()))
@@ -268,6 +285,8 @@ def paths(lesson: Lesson) -> list[Lesson]:
         chain.reverse()
         place = {node: number for number, node in enumerate(chain)}
         mine = [row for row, at in enumerate(lesson.rows.at.tolist()) if at in place and at not in taken]
+        if not mine:
+            continue
         taken.update(lesson.rows.at[mine].tolist())
         rows = _picked(lesson.rows, np.array(mine, np.intp))
         rows = replace(rows, at=np.array([place[at] for at in rows.at.tolist()], np.int32))

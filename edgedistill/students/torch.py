@@ -34,6 +34,7 @@ from .training import Loss, run_training
 __all__ = ["TorchStudent", "load"]
 
 CLIP = 1.0
+WORTH_SHARING = 4  # tokens that all texts of a batch begin with, from which on to compute them once pays
 ROOM = 0.8  # share of the free memory that a step may take
 SHORT = 256  # tokens; up to here plain attention beats torch's fused one on a CPU, whose backward pass is slow
 
@@ -85,7 +86,7 @@ class _Session:
 
     def __init__(self, model: Any, settings: TrainSettings, seed: int) -> None:
         self._settings = settings
-        self._rows = settings.micro_batch
+        self._rows, self._recomputes = settings.micro_batch, False
         self._how = Divergence(settings.divergence, settings.beta, settings.temperature)
         self._model = model.float() if settings.method == "full" else _with_adapter(model, settings, seed)
         # an adapter is small: its master weights and their moments stay in float32 whatever the base computes in
@@ -121,6 +122,7 @@ class _Session:
 
     def _compute_twice(self) -> None:
         """Keep each layer's input alone for the backward pass: gradient checkpointing, arXiv 1604.06174."""
+        self._recomputes = True
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
         if self._settings.method != "full":
             self._model.enable_input_require_grads()
@@ -158,7 +160,7 @@ class _Session:
         backbone, head = _backbone_and_head(self._model)
         dtype = compute_dtype(torch)
         with torch.autocast(device(torch), dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            hidden = backbone(**_inputs(batch, dtype), use_cache=False).last_hidden_state
+            hidden = self._hidden(backbone, batch, dtype)
         at = torch.from_numpy(batch.rows.at).to(hidden.device, torch.int64)
         picked = hidden.flatten(0, 1)[at].to(dtype)
         weight, rows = head.weight.to(dtype), HeadRows.of(batch.rows, hidden.device)
@@ -166,6 +168,25 @@ class _Session:
             return head_loss(picked, weight, rows, self._how)[0]
         rows, beside = with_chunks(picked, weight, rows, batch.chunks, self._how)
         return head_loss(picked, weight, rows, self._how)[0] + beside
+
+    def _hidden(self, backbone: Any, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+        """The last hidden state of every cell, (B, L, H).
+
+        What all texts begin with, such as the chat template's header, is computed once and shared; its gradient is
+        the sum of theirs. Only the last of its states is told, for no row before it is learned.
+        """
+        shared = 0 if self._recomputes else batch.shared
+        inputs = _inputs(batch, dtype)
+        if shared < WORTH_SHARING:
+            found: torch.Tensor = backbone(**inputs, use_cache=False).last_hidden_state
+            return found
+        from transformers import DynamicCache
+
+        ids, cache = inputs["input_ids"], DynamicCache()
+        first = backbone(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True).last_hidden_state
+        cache.batch_repeat_interleave(len(ids))
+        rest = backbone(input_ids=ids[:, shared:], past_key_values=cache, use_cache=True).last_hidden_state
+        return torch.cat([first.expand(len(ids), -1, -1), rest], dim=1)
 
     def complete(self, exam: Exam) -> list[list[int]]:
         """Greedy answers to the exam's prompts, as token ids without the end token."""
