@@ -17,7 +17,7 @@ from .preflight import check
 from .recipe import TABLES, Recipe, load_recipe
 from .records import digest
 from .report.page import write_report
-from .run import Progress, Run, file_sha256, open_run, orderly_stop, stop_if_asked, whole_file, write_whole
+from .run import Progress, Run, file_sha256, no_room, open_run, orderly_stop, stop_if_asked, whole_file, write_whole
 from .stages import STAGES, Stage
 from .stages.package import Rejected
 from .teachers.identity import fetch_teacher, identify_teacher
@@ -179,6 +179,10 @@ def keep_file(path: Path, copy: Path) -> None:
     """Copy a file, piece by piece, unless the copy has its content: a prompt file may be large."""
     if copy.is_file() and file_sha256(copy) == file_sha256(path):
         return
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_room(copy, error) from error
     with whole_file(copy) as out, path.open("rb") as source:
         shutil.copyfileobj(source, out, 1 << 20)
 

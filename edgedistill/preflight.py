@@ -23,6 +23,7 @@ from .run import Run, free_space
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
 from .stages.bench import require_timed
 from .stages.combine import verifier_command
+from .stages.imported import require_prunable
 from .stages.prompts import prompts_read
 from .stages.taught import require_taught
 from .stages.teach import WHOLE, row_count
@@ -238,8 +239,10 @@ def _student(recipe: Recipe, run: Run) -> str:
     identity = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
     if identity.path is None:
         return "to be looked at when it is here"
+    stays = require_prunable(recipe.student, identity)
+    stays = f"; {stays}" if stays else ""
     if identity.format == "gguf":
-        return f"{require_importable(identity.path)}, to be imported from a GGUF"
+        return f"{require_importable(identity.path)}, to be imported from a GGUF{stays}"
     longest = longest_prompt(recipe.file(recipe.prompts.file))
     turns = (*longest.messages, Message("assistant", "yes"))
     row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns)))
@@ -250,7 +253,7 @@ def _student(recipe: Recipe, run: Run) -> str:
             "Raise train.max_length, or shorten the prompt.",
         )
     writer = "by a llama.cpp checkout" if run.llama_cpp else require_writable(identity.path)
-    return f"{writer}; the longest prompt is {row.start} tokens"
+    return f"{writer}; the longest prompt is {row.start} tokens{stays}"
 
 
 def _memory(recipe: Recipe, run: Run) -> str:

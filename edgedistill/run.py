@@ -48,7 +48,11 @@ class Progress(Protocol):
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write whole or not at all. Raises what `whole_file` raises."""
+    """Write whole or not at all, in a folder that is made where it is not there. Raises what `whole_file` raises."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_room(path, error) from error
     with whole_file(path) as file:
         file.write(data)
 
@@ -57,14 +61,9 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that has its name once the block has ended without an error: a reader never sees half of it.
 
-    Its folder is made where it is not there. Raises EdgeDistillError that names the file where the disk is full or not
-    writable.
+    Raises EdgeDistillError that names the file where the disk is full or not writable.
     """
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise no_room(path, error) from error
     try:
         with partial.open("wb") as file:
             yield file

@@ -27,7 +27,7 @@ BENCH_KEYS = (
     "load_ms",
     "peak_memory_bytes",
 )
-MODEL_KEYS = ("name", "quant", "sha256", "source", "licence", "imported_from_quant")
+MODEL_KEYS = ("name", "quant", "sha256", "source", "licence", "imported_from_quant", "pruned")
 
 
 def document(recipe: Recipe, run: Run) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..students import Estimate, Exam, Report, TrainingData, TrainStep, load_stu
 from ..students.alignment import Aligner, require_aligned
 from ..students.encode import Encoder
 from ..teachers.identity import fetch_teacher
-from .imported import base_folder
+from .imported import base_folder, pruned
 from .scoring import equal
 from .taught import TaughtRows
 from .tokenizers import SHOWN, aligner_between
@@ -38,7 +38,7 @@ def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
     source = {"name": weights.name, "sha256": weights.sha256, "source": weights.source, "licence": weights.licence}
     if share is not None:
         summary = {**summary, "aligned_share": round(share, 4), "warnings": [warning] if warning else []}
-    return {**summary, "base": {**source, "imported_from_quant": quant}}
+    return {**summary, "base": {**source, "imported_from_quant": quant, **pruned(base)}}
 
 
 def _aligner(recipe: Recipe, run: Run, base: Path, progress: Progress) -> Aligner | None:

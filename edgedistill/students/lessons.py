@@ -121,7 +121,7 @@ class Batch:
             return 0
         differs = (self.tokens != self.tokens[0]).any(axis=0)
         longest = int(differs.argmax()) if differs.any() else differs.size
-        return min(longest, self.tokens.shape[1] - 1)
+        return min(longest, int(self.tokens.shape[1]) - 1)
 
 
 def hard_lesson(example: EncodedExample) -> Lesson:

@@ -14,7 +14,7 @@ from ..errors import EdgeDistillError
 from ..llamacpp.weights import Tensor, find_tensors, read_rows, row_steps
 from ..records import read_json
 from ..run import stop_if_asked
-from .adapter import LowRank, low_rank, read_adapter
+from .adapter import Adapter, LowRank, low_rank, read_adapter
 from .folder import FolderWeights, Rows, base_tensors, write_folder
 
 __all__ = ["merge_adapter"]
@@ -32,18 +32,20 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
     """
     config = read_json(base / "config.json")
     tensors = base_tensors(base, config)
-    updates: dict[str, LowRank] = {}
+    learned, modules = None, dict[str, str]()
     if any(adapter.glob("model*.safetensors")):
         tensors = _trained(base, adapter, tensors)
     else:
-        updates = _updates(base, adapter, tensors)
+        learned = read_adapter(adapter)
+        modules = _adapted(base, learned, tensors)
 
     def pieces(name: str) -> Iterator[Rows]:
         stop_if_asked()
+        update = low_rank(learned, modules[name]) if learned is not None and name in modules else None
         for first, last in row_steps(tensors[name].shape):
             rows = read_rows(tensors[name], first, last)
-            if name in updates:
-                rows = updated(rows, updates[name], first, last)
+            if update is not None:
+                rows = updated(rows, update, first, last)
             if not np.abs(rows).max(initial=0.0) <= LARGEST_FLOAT16:  # NaN is not either
                 raise OverflowError(name)
             yield rows
@@ -66,18 +68,17 @@ def updated(rows: Rows, update: LowRank, first: int, last: int) -> Rows:
     return found
 
 
-def _updates(base: Path, folder: Path, tensors: dict[str, Tensor]) -> dict[str, LowRank]:
-    """The adapter's updates by the name of the matrix that each is for."""
-    adapter = read_adapter(folder)
+def _adapted(base: Path, adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """The adapter's modules by the name of the matrix that each is for."""
     found = {}
     for module in adapter.modules:
-        name, update = f"{module}.weight", low_rank(adapter, module)
-        shape = (update.b.shape[0], update.a.shape[1])
+        name, shape = f"{module}.weight", adapter.shape(module)
         if name not in tensors or tensors[name].shape != shape:
             raise EdgeDistillError(
-                f"{folder}: {module!r} of shape {shape} is not in {base}", "Name the base that it was trained on."
+                f"{adapter.folder}: {module!r} of shape {shape} is not in {base}",
+                "Name the base that it was trained on.",
             )
-        found[name] = update
+        found[name] = module
     return found
 
 

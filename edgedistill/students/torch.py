@@ -31,7 +31,7 @@ from .torch_head import HeadRows, head_loss
 from .torch_memory import free_bytes, peak_bytes, step_cost, used_bytes
 from .training import Loss, run_training
 
-__all__ = ["TorchStudent", "load"]
+__all__ = ["TorchStudent", "load", "pretrained"]
 
 CLIP = 1.0
 WORTH_SHARING = 4  # tokens that all texts of a batch begin with, from which on to compute them once pays
@@ -72,13 +72,13 @@ class TorchStudent:
     def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""
         torch.set_num_threads(cores())
-        model = _pretrained(folder, torch.float32)
+        model = pretrained(folder, torch.float32)
         with torch.inference_mode():
             found = [model(torch.tensor([list(row)]), use_cache=False).logits[0, -1] for row in rows]
         return np.stack([row.float().numpy() for row in found])
 
     def _load(self, dtype: torch.dtype) -> Any:
-        return _pretrained(self._base, dtype).to(device(torch))
+        return pretrained(self._base, dtype).to(device(torch))
 
 
 class _Session:
@@ -303,11 +303,12 @@ def _quantized(folder: Path) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype(torch),
     )
-    model = _pretrained(folder, compute_dtype(torch), quantization_config=config, device_map={"": device(torch)})
+    model = pretrained(folder, compute_dtype(torch), quantization_config=config, device_map={"": device(torch)})
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def _pretrained(folder: Path, dtype: torch.dtype, **more: Any) -> Any:
+def pretrained(folder: Path, dtype: torch.dtype, **more: Any) -> Any:
+    """The model in a Hugging Face folder; nothing is downloaded, and no code of the folder runs."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 

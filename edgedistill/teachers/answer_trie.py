@@ -1,12 +1,13 @@
 """A finite set of answers as a tree of tokens, and the probability that a model gives each of them.
 
 At every node the model's distribution is taken over the tokens that lead on to an answer; an answer's probability is
-the product along its way. It is the distribution from which constrained sampling draws, exactly.
+the product along its way. It is the distribution from which constrained sampling draws, exactly; but for nodes that
+are so improbable that they are not asked: the answers behind one have equal parts of its probability.
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -30,18 +31,22 @@ class AnswerTrie:
             for end in range(len(way)):
                 children.setdefault(way[:end], set()).add(way[end])
         self._choices = {way: sorted(tokens) for way, tokens in children.items() if len(tokens) > 1}
-        inner = {choice[:end] for choice in self._choices for end in range(len(choice))}
-        self.ways = tuple(sorted(set(self._choices) - inner))
-        """The shortest set of ways that pass every node where there is a choice; empty for a single answer."""
+        self._behind = Counter(way[:end] for way in self._ways.values() for end in range(len(way)))
+        self._onward: dict[Way, list[Way]] = {node: [] for node in self._choices}
+        for node in self._choices:
+            before = [node[:end] for end in range(len(node)) if node[:end] in self._choices]
+            if before:
+                self._onward[before[-1]].append(node)
 
     @property
-    def stem(self) -> Way:
-        """What all answers begin with: the way to the first choice."""
-        return min(self._choices, key=len, default=())
+    def stem(self) -> Way | None:
+        """What all answers begin with: the way to the first choice; None for a single answer."""
+        return min(self._choices, key=len, default=None)
 
-    def asked(self, way: Way) -> list[Way]:
-        """The nodes on a way at which there is a choice: at these the logits are needed."""
-        return [way[:end] for end in range(len(way) + 1) if way[:end] in self._choices]
+    def onward(self, node: Way, choice: Mapping[int, float], share: float, floor: float) -> dict[Way, float]:
+        """The next nodes with a choice behind one of that share, each with its own share; none below the floor."""
+        shares = {other: share * choice[other[len(node)]] for other in self._onward[node]}
+        return {other: part for other, part in shares.items() if part >= floor}
 
     def choice(self, node: Way, logits: NDArray[np.float32], ends: AbstractSet[int]) -> dict[int, float]:
         """The probability of each token that a node allows, from the logits there."""
@@ -52,19 +57,26 @@ class AnswerTrie:
         return {token: float(weight) for token, weight in zip(tokens, weights / weights.sum(), strict=True)}
 
     def probabilities(self, choices: Mapping[Way, Mapping[int, float]]) -> dict[str, float]:
-        """The probability of each answer, from the choice at each node where there is one. They sum to 1.
+        """The probability of each answer, from the choice at each node that was asked. They sum to 1.
 
         >>> trie = AnswerTrie({"a": [0], "ab": [0, 1], "c": [2]})
         >>> even = np.zeros(4, np.float32)
         >>> trie.probabilities({node: trie.choice(node, even, {3}) for node in [(), (0,)]})
         {'a': 0.25, 'ab': 0.25, 'c': 0.5}
         """
-        found = {
-            text: math.prod(choices.get(way[:end], {}).get(way[end], 1.0) for end in range(len(way)))
-            for text, way in self._ways.items()
-        }
+        found = {text: self._probability(way, choices) for text, way in self._ways.items()}
         total = sum(found.values())  # 1 up to rounding, but for answers that are one and the same for the tokenizer
         return {text: probability / total for text, probability in found.items()}
+
+    def _probability(self, way: Way, choices: Mapping[Way, Mapping[int, float]]) -> float:
+        found = 1.0
+        for end, token in enumerate(way):
+            node = way[:end]
+            if node in choices:
+                found *= choices[node][token]
+            elif node in self._choices:
+                return found / self._behind[node]
+        return found
 
     def length(self, text: str) -> int:
         """How many tokens an answer has."""

@@ -54,7 +54,8 @@ class FolderTeacher:
         loaded, slots = self._load(), settings.slots or SLOTS
         answers = kept_answers(self._task.schema, settings)
         if answers is not None:
-            weigher = Weigher(loaded.decoder, loaded.prefix, answers, loaded.vocabulary.ends)
+            ends, floor = loaded.vocabulary.ends, settings.closed_floor
+            weigher = Weigher(loaded.decoder, loaded.prefix, answers, ends, floor)
             yield from weigher.completions(prompts, slots)
         else:
             yield from self._answers(self._requests(prompts, settings, seed), slots, loaded.grammar)

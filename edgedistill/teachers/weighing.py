@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from .shared_prefix import SharedPrefix
 
 __all__ = ["Weigher"]
 
-ROWS = 4  # times as many ways through the answers at a time as prompts, for they are short
+ROWS = 4  # times as many places in the answers at a time as prompts, for they are short
 
 
 @dataclass(slots=True)
@@ -28,28 +29,48 @@ class _Asked:
     choices: dict[Way, dict[int, float]] = field(default_factory=dict)
 
 
-class Weigher:
-    """Asks a decoder for the probability of every answer of a closed set."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where answers to a prompt part: whose it is, the tokens that lead there, and how probable that is."""
 
-    def __init__(self, decoder: Decoder, prefix: SharedPrefix, answers: Sequence[str], ends: AbstractSet[int]) -> None:
+    owner: int
+    node: Way
+    share: float
+
+
+class Weigher:
+    """Asks a decoder for the probability of every answer of a closed set.
+
+    A place in the answers that is less probable than `floor` is not asked: the answers behind it have equal parts.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prefix: SharedPrefix,
+        answers: Sequence[str],
+        ends: AbstractSet[int],
+        floor: float = 0.0,
+    ) -> None:
         self._decoder = decoder
         self._prefix = prefix
         self._answers = answers
         self._ends = ends
+        self._floor = floor
         self._tries: dict[str, AnswerTrie] = {}
 
     def completions(self, prompts: Iterable[Prompt], slots: int) -> Iterator[Completion]:
         """Yield one completion per prompt, with `answers`; the text is the most probable one.
 
-        A prompt is decoded once, with what all answers begin with; then each way through the answers on a copy of it.
+        A prompt is decoded once, with what all answers begin with; then what leads to each further place where answers
+        part, on a copy of it.
         """
         waiting = iter(prompts)
         while rows := list(islice(waiting, slots)):
             started = time.perf_counter()
             group = dict(enumerate(map(self._ask, rows)))
             try:
-                self._decode_stems(group)
-                self._decode_ways(group, range(slots, (1 + ROWS) * slots))
+                self._follow(group, self._decode_stems(group), range(slots, (1 + ROWS) * slots))
             finally:
                 self._decoder.free(range((1 + ROWS) * slots))
             seconds = time.perf_counter() - started
@@ -65,32 +86,32 @@ class Weigher:
         must_fit(self._decoder, len(self._prefix.tokens) + len(asked.tokens) + longest)
         return asked
 
-    def _decode_stems(self, group: Mapping[int, _Asked]) -> None:
-        chunks = {n: Chunk([*asked.tokens, *asked.trie.stem]) for n, asked in group.items() if asked.trie.ways}
+    def _decode_stems(self, group: Mapping[int, _Asked]) -> list[_Place]:
+        stems = {number: asked.trie.stem for number, asked in group.items()}
+        chunks = {n: Chunk([*group[n].tokens, *stem]) for n, stem in stems.items() if stem is not None}
+        found: list[_Place] = []
         for number, rows in feed(self._decoder, chunks).items():
-            stem = group[number].trie.stem
-            self._choose(group[number], stem, rows[0])
+            found += self._choose(group[number], _Place(number, stems[number] or (), 1.0), rows[0])
+        return found
 
-    def _decode_ways(self, group: Mapping[int, _Asked], branches: Sequence[int]) -> None:
-        jobs = [(n, way) for n, asked in group.items() for way in asked.trie.ways if way != asked.trie.stem]
-        for start in range(0, len(jobs), len(branches)):
-            taken = dict(zip(branches, jobs[start : start + len(branches)], strict=False))
+    def _follow(self, group: Mapping[int, _Asked], places: Iterable[_Place], branches: Sequence[int]) -> None:
+        waiting = deque(places)
+        while waiting:
+            taken = {branch: waiting.popleft() for branch in branches[: len(waiting)]}
             for number in group:
-                self._decoder.fork(number, [branch for branch, (root, _) in taken.items() if root == number])
-            chunks = {}
-            for branch, (number, way) in taken.items():
-                rest = way[len(group[number].trie.stem) :]
-                chunks[branch] = Chunk(rest, len(rest))
+                self._decoder.fork(number, [branch for branch, place in taken.items() if place.owner == number])
+            chunks = {
+                branch: Chunk(place.node[len(group[place.owner].trie.stem or ()) :]) for branch, place in taken.items()
+            }
             for branch, rows in feed(self._decoder, chunks).items():
-                number, way = taken[branch]
-                asked, stem = group[number], len(group[number].trie.stem)
-                for node in asked.trie.asked(way):
-                    if len(node) > stem:
-                        self._choose(asked, node, rows[len(node) - stem - 1])
+                waiting += self._choose(group[taken[branch].owner], taken[branch], rows[0])
             self._decoder.free(taken)
 
-    def _choose(self, asked: _Asked, node: Way, logits: Logits) -> None:
-        asked.choices[node] = asked.trie.choice(node, logits, self._ends)
+    def _choose(self, asked: _Asked, place: _Place, logits: Logits) -> list[_Place]:
+        """Note what the model makes of a place; return those behind it that are probable enough to be asked."""
+        choice = asked.choices[place.node] = asked.trie.choice(place.node, logits, self._ends)
+        onward = asked.trie.onward(place.node, choice, place.share, self._floor)
+        return [_Place(place.owner, node, share) for node, share in onward.items()]
 
     def _completion(self, asked: _Asked, seconds: float) -> Completion:
         found = asked.trie.probabilities(asked.choices)
