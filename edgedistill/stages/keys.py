@@ -13,6 +13,7 @@ from ..errors import InvalidInput
 from ..recipe import Recipe, TeacherSettings
 from ..records import Place, Prompt, digest, messages_of, placed_lines, prompt_id, row_of
 from ..schema import kept_answers, load_schema
+from ..targets import VERSION
 from ..teachers import preamble
 
 __all__ = ["AnswerKeys", "GivenAnswers", "given_answers", "parameters", "row_key", "teacher_identity"]
@@ -36,9 +37,9 @@ def parameters(recipe: Recipe) -> dict[str, Any]:
     if settings.temperature > 0:
         found |= {"top_p": settings.top_p, "top_k": settings.top_k, "min_p": settings.min_p, "seed": recipe.seed}
     if settings.targets == "top_k":
-        found["targets"] = ["top_k", settings.target_mass, settings.target_tokens]
+        found["targets"] = ["top_k", settings.target_mass, settings.target_tokens, VERSION]
     elif settings.targets == "sampled":
-        found["targets"] = ["sampled", settings.target_draws, recipe.seed]
+        found["targets"] = ["sampled", settings.target_draws, recipe.seed, VERSION]
     elif kept_answers(load_schema(recipe), settings) is not None:
         found["closed"] = settings.closed_floor
     return found

@@ -68,6 +68,8 @@ class TaughtRows:
         has_targets = recipe.train.loss != "hard" and recipe.teach.targets != "none"
         self._store = Store(run.folder("teach") / STORE, read_only=True) if has_targets else None
         self._aligner = aligner
+        self._end = encoder.completion("")[-1]
+        self._others = frozenset(encoder.special_tokens()) - {self._end}
         self._answers = _AnswerTokens(encoder)
 
     def __enter__(self) -> TaughtRows:
@@ -121,7 +123,12 @@ class TaughtRows:
 
     def _targets(self, key: str) -> Targets | None:
         found = self._store.get(key) if self._store is not None else None
-        return decode(found.targets) if found is not None and found.targets is not None else None
+        if found is None or found.targets is None:
+            return None
+        targets = decode(found.targets)
+        # a teacher may end its turn by a token with which the student does not: that one is learned by the text
+        is_other = self._aligner is None and len(targets.tokens) > 0 and int(targets.tokens[-1]) in self._others
+        return _without_last(targets) if is_other else targets
 
     def _encoded(self, path: Path) -> Iterator[EncodedExample]:
         longest = self._settings.max_length
@@ -156,8 +163,8 @@ class TaughtRows:
         targets = self._targets(key)
         if targets is None:
             return example
-        written, end = tuple(targets.tokens.tolist()), example.tokens[-1]
-        ended = written if written and written[-1] == end else (*written, end)
+        written = tuple(targets.tokens.tolist())
+        ended = written if written[-1:] == (self._end,) else (*written, self._end)
         return replace(example, tokens=example.tokens[: example.start] + ended, key=key)
 
 
@@ -174,6 +181,18 @@ def learned_shares(shares: list[float], best: int, settings: TrainSettings) -> l
     kept = cooled(shares, settings.answer_temperature, settings.answer_floor).tolist()
     text = settings.ce_weight if settings.loss == "mixed" else 0.0
     return [(1 - text) * share + text * (place == best) for place, share in enumerate(kept)]
+
+
+def _without_last(targets: Targets) -> Targets:
+    count = targets.offsets[-2]
+    return Targets(
+        profile=targets.profile,
+        tokens=targets.tokens[:-1],
+        offsets=targets.offsets[:-1],
+        ids=targets.ids[:count],
+        logprobs=targets.logprobs[:count],
+        tail=targets.tail[:-1],
+    )
 
 
 class _AnswerTokens:

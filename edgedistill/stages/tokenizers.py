@@ -24,7 +24,8 @@ def aligner_between(teacher: Path, student: Path, prompts: Iterable[str]) -> Ali
     with opened_tokens(teacher) as theirs, opened_tokens(student) as mine:
         if _difference(theirs, mine, prompts) is None:
             return None
-        end = mine.ids(answer_end(mine.template))[0]
+        # the first token that puts nothing into a text: a template may write a space before it
+        end = next(token for token in mine.ids(answer_end(mine.template)) if not mine.pieces[token])
         return Aligner(theirs.pieces, mine.pieces, dict.fromkeys(theirs.ends, end))
 
 

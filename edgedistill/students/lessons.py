@@ -188,8 +188,8 @@ def _softened(rows: Rows, targets: Targets, ce_weight: float, at: NDArray[np.int
     logprobs[:, 0] = 0.0
     ids[at], logprobs[at] = kept, shares
     tail, ce, soft = rows.tail.copy(), rows.ce.copy(), rows.soft.copy()
-    # what was drawn of tokens without an equal in the student's vocabulary is a tail too
-    if targets.profile == "top_k" or targets.tail.any():
+    # of drawn tokens there is no tail: the student's own one holds tokens that could have been drawn
+    if targets.profile == "top_k":
         tail[at] = np.log(np.maximum(targets.tail, np.finfo(np.float32).tiny))
     ce[at], soft[at] = ce_weight, 1.0 - ce_weight
     return replace(rows, ce=ce, soft=soft, ids=ids, logprobs=logprobs, tail=tail)
