@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .bits import PLANES, Reader, damage, pack, pack_small
 from .errors import InvalidInput
 
-__all__ = ["Capture", "CaptureSettings", "Targets", "decode", "encode", "sampled", "top_k"]
+__all__ = ["VERSION", "Capture", "CaptureSettings", "Targets", "decode", "encode", "sampled", "top_k"]
 
 Kept = tuple[NDArray[np.int32], NDArray[np.float32], float]
 
@@ -34,13 +34,12 @@ FLOOR = np.float32(255)  # steps; entries further below their position's first o
 LARGEST_DRAWS = 4096
 # log-odds of a tail in steps of 1/8 around code 128; what is below the least of these is no tail: code 0
 ODDS = (np.arange(256) - 128) / 8
-LEAST_TAIL = np.float32(1.25e-7)
+LEAST_TAIL, MOST_TAIL = np.float32(1.25e-7), np.float32(1 - 1e-6)
 TAILS = np.where(np.arange(256) > 0, 1 / (1 + np.exp(-ODDS)), 0.0).astype(np.float32)
 HEADS = np.log1p(-TAILS)  # log of the mass that is kept
-SPARE = 4  # times less than may be missing in the mean is missing at a position, before the improbable is left out
+WORTH = 1 / 16  # of the mass that may be missing; a token that has less is not worth its bytes
 
 BLOCK, SLICE = 16_384, 512  # logits exponentiated at once, and summed at once
-REACHES = (7.0, 12.0, math.inf)  # nats below the most probable token that are searched, until enough is found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,11 +62,7 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
-    """What is kept of a distribution.
-
-    `top_k`: the fewest tokens that have `mass` in the mean over an answer, at most `largest` at a position. `sampled`:
-    what `draws` hit.
-    """
+    """What is kept of a distribution: `top_k` by mass, at most `largest` tokens; `sampled` by draws."""
 
     profile: Literal["top_k", "sampled"]
     mass: float
@@ -94,7 +89,7 @@ class Capture:
             raise ValueError(f"logits of shape {logits.shape} for a vocabulary of {self._vocab_size}")
         settings = self._settings
         if settings.profile == "top_k":
-            self._kept.append(top_k(logits, 1 - (1 - settings.mass) / SPARE, settings.largest))
+            self._kept.append(top_k(logits, settings.mass, settings.largest))
         else:
             self._kept.append(sampled(logits, settings.draws, self._random))
         self._tokens.append(token)
@@ -108,50 +103,24 @@ class Capture:
 
     def encoded(self, count: int | None = None) -> bytes:
         """The blob of the first `count` positions, by default of all."""
-        settings, kept = self._settings, self._kept[:count]
+        kept = self._kept[:count]
         targets = Targets(
-            profile=settings.profile,
+            profile=self._settings.profile,
             tokens=np.array(self._tokens[:count], np.int32),
             offsets=np.cumsum([0, *(len(row[0]) for row in kept)], dtype=np.int64),
             ids=np.concatenate([np.empty(0, np.int32), *(row[0] for row in kept)]),
             logprobs=np.concatenate([np.empty(0, np.float32), *(row[1] for row in kept)]),
             tail=np.array([row[2] for row in kept], np.float32),
         )
-        if settings.profile == "top_k":
-            targets = most_probable(targets, settings.mass)
         return encode(targets, self._vocab_size)
-
-
-def most_probable(targets: Targets, mass: float) -> Targets:
-    """The first entry of each position, and of the others the fewest with which the mean mass of a position is `mass`.
-
-    These are the most probable ones, wherever they stand: of the entries that a flat distribution has, each adds less.
-    All entries, where they have no more than `mass`.
-    """
-    starts = targets.offsets[:-1]
-    shares = np.exp(targets.logprobs, dtype=np.float64)
-    others = np.sort(np.delete(shares, starts))[::-1]
-    missing = mass * len(starts) - shares[starts].sum()
-    count = int(np.searchsorted(np.cumsum(others), missing)) + 1 if missing > 0 else 0
-    if count > len(others) or mass >= 1.0:
-        return targets
-    keep = shares >= (others[count - 1] if count else math.inf)
-    keep[starts] = True
-    left_out = np.add.reduceat(np.where(keep, 0.0, shares), starts)
-    return replace(
-        targets,
-        offsets=np.concatenate([[0], np.cumsum(keep)[targets.offsets[1:] - 1]]),
-        ids=targets.ids[keep],
-        logprobs=targets.logprobs[keep],
-        tail=(targets.tail + left_out).astype(np.float32),
-    )
 
 
 def top_k(logits: NDArray[np.float32], mass: float, largest: int) -> Kept:
     """The ids, log-probabilities and tail of the smallest set that reaches `mass`, at most `largest` tokens.
 
-    `logits` has shape (V,) and is read in place. Ids come by falling probability, ties by rising id. The tail is good
-    to about 1e-6. Raises InvalidInput where the logits are no distribution.
+    Left out of it is what has less than a sixteenth of 1 - mass: a flat distribution has very many such tokens, and all
+    of them together hold little. `logits` has shape (V,) and is read in place. Ids come by falling probability, ties by
+    rising id. The tail is good to about 1e-6. Raises InvalidInput where the logits are no distribution.
 
     >>> ids, logprobs, tail = top_k(np.log(np.array([0.1, 0.6, 0.3], np.float32)), 0.8, 64)
     >>> ids.tolist(), np.exp(logprobs).astype(float).round(3).tolist(), round(tail, 3)
@@ -159,11 +128,12 @@ def top_k(logits: NDArray[np.float32], mass: float, largest: int) -> Kept:
     """
     top, sums = _weights(logits)
     total = float(sums.sum())
-    for reach in REACHES:
-        near = np.array([logits.argmax()]) if mass * total <= 1.0 else _most_probable(logits, top - reach, largest)
-        cumulated = np.cumsum(np.exp(logits[near] - np.float32(top), dtype=np.float64))
-        if len(near) >= largest or cumulated[-1] >= mass * total:
-            break
+    least = total * (1.0 - mass) * WORTH
+    if mass * total <= 1.0 or least >= 1.0:
+        near = np.array([logits.argmax()])
+    else:
+        near = _most_probable(logits, top + math.log(least) if least > 0 else -math.inf, largest)
+    cumulated = np.cumsum(np.exp(logits[near] - np.float32(top), dtype=np.float64))
     count = min(int(np.searchsorted(cumulated, mass * total)) + 1, len(near))
     near = near[:count]
     logprobs = logits[near] - np.float32(top + math.log(total))
@@ -295,7 +265,7 @@ def _draws(
 
 
 def _tail_codes(tail: NDArray[np.float32]) -> NDArray[np.uint8]:
-    share = np.minimum(np.maximum(tail, LEAST_TAIL), 1 - LEAST_TAIL)
+    share = np.minimum(np.maximum(tail, LEAST_TAIL), MOST_TAIL)
     odds = np.log(share / (1 - share))
     return np.where(tail < LEAST_TAIL, 0, odds * 8 + np.float32(128.5)).astype(np.uint8)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from pico_recipe import PicoModels, pico_models, write_pico_recipe
+from real_servers import LLAMA, MLX, llama_server_on, mlx_server_on
+from required import required_or_skipped
 
 from edgedistill import run
 from edgedistill.pipeline import RunSettings, run_recipe
@@ -44,6 +46,23 @@ def own_cache(
 def models(tmp_path_factory: pytest.TempPathFactory) -> PicoModels:
     """A pico teacher and a pico student, to be read only."""
     return pico_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def llama_server(models: PicoModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """llama-cpp-python's own server on the pico teacher: its URL, and the model's id."""
+    required_or_skipped("openai", LLAMA)
+    with llama_server_on(models.teacher, tmp_path_factory.mktemp("llama_server")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def mlx_server(models: PicoModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """mlx_lm.server on the Hugging Face folder of the pico teacher: its URL, and the model's id."""
+    required_or_skipped("openai", MLX)
+    folder = models.teacher.with_name(f"{models.teacher.stem}-hf")
+    with mlx_server_on(folder, tmp_path_factory.mktemp("mlx_server")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_what_is_kept_on_the_way_is_the_models_own_distribution(free: Answerer, 
             for place, row in enumerate(exact(path, free, prompt, list(targets.tokens))):
                 kept = slice(targets.offsets[place], targets.offsets[place + 1])
                 assert targets.ids[kept][0] == row.argmax() or abs(row.max() - row[targets.ids[kept][0]]) < 0.01
-                assert np.abs(targets.logprobs[kept] - row[targets.ids[kept]]).max() < 0.06
+                assert np.abs(targets.logprobs[kept] - row[targets.ids[kept]]).max() < 0.14
 
 
 @pytest.mark.parametrize("slots", [1, 4])
@@ -150,7 +150,7 @@ def test_scoring_given_text_keeps_the_distribution_at_each_token_of_it(free: Ans
         assert list(targets.tokens) == [*free.model.tokenize(text, special=False), free.model.end_of_turn]
         for place, row in enumerate(exact(path, free, prompt, list(targets.tokens))):
             kept = slice(targets.offsets[place], targets.offsets[place + 1])
-            assert np.abs(targets.logprobs[kept] - row[targets.ids[kept]]).max() < 0.06
+            assert np.abs(targets.logprobs[kept] - row[targets.ids[kept]]).max() < 0.14
 
 
 def test_every_answer_of_a_closed_set_has_the_probability_of_drawing_it(bound: Answerer, path: Path) -> None:

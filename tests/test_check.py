@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from pico import pico_gguf
+from pico import pico_gguf, silent
 from pico_recipe import PicoModels, edit, write_pico_recipe
 
+from edgedistill import preflight
 from edgedistill.errors import GateMissed, InvalidInput, MissingRequirement, Unsafe
 from edgedistill.preflight import check, estimated_disk, estimated_memory
 from edgedistill.recipe import load_recipe
 from edgedistill.run import Run
+from edgedistill.stages.prompts import prompts
 
 SERVER = 'backend = "openai"\nurl = "{url}"\nmodel = "big"\nlicence = "apache-2.0"\n'
 HTTPS = "https://models.example.org/v1"
@@ -148,9 +150,46 @@ def test_plain_http_may_be_allowed(pico_recipe: Path) -> None:
     assert "at http://10.0.0.7:8000/v1" in found(pico_recipe)["models"]
 
 
+def test_a_prompt_file_that_was_read_to_its_end_is_not_parsed_again(
+    pico_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_line(path: Path) -> None:
+        raise AssertionError("parsed again")
+
+    before = found(pico_recipe)
+    recipe, run = load_recipe(pico_recipe), run_of(pico_recipe)
+    summary = prompts(recipe, run, run.begin("prompts", "key", afresh=True), silent)
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "iter_prompts", no_line)
+        with pytest.raises(AssertionError):  # the stage has not finished
+            found(pico_recipe)
+        run.finish("prompts", "key", summary, 1.0)
+        assert found(pico_recipe) == before
+    path = pico_recipe / "prompts.jsonl"
+    whole = path.read_bytes()
+    for spoilt, words in (
+        (whole.replace(b'"role"', b'"rule"', 1), r"prompts\.jsonl:1: a message needs a role"),  # of the same size
+        (whole + b"{\n", rf"prompts\.jsonl:{summary['kept'] + summary['dropped'] + 1}: not a line of JSON"),
+        (b"", r"prompts\.jsonl: no prompts"),
+    ):
+        path.write_bytes(spoilt)
+        with pytest.raises(InvalidInput, match=words):
+            found(pico_recipe)
+    path.write_bytes(whole + whole.replace(b'content": "', b'content": "And '))
+    assert found(pico_recipe)["prompts"].startswith(f"{2 * (summary['kept'] + summary['dropped'])} prompts; ")
+
+
 def test_another_machine_is_not_asked_offline(pico_recipe: Path) -> None:
     with pytest.raises(MissingRequirement, match="not this machine, and offline"):
         found(ask(pico_recipe, SERVER.format(url=HTTPS)), offline=True)
+
+
+def test_a_server_tells_no_probabilities_of_closed_answers(pico_recipe: Path, models: PicoModels) -> None:
+    server = SERVER.format(url=HTTPS)
+    schema = "schema.json; closed set of 6 answers"
+    assert found(ask(pico_recipe, server))["schema"] == f"{schema}, of which one is written out"
+    seen = found(ask(pico_recipe, server, f'model = "{models.teacher}"\n'))
+    assert seen["schema"] == f"{schema}, each with its probability; a server writes one out"
 
 
 def test_a_server_without_a_licence_is_no_teacher_until_one_is_accepted(pico_recipe: Path) -> None:

@@ -15,7 +15,7 @@ from pico import silent
 from edgedistill.errors import EdgeDistillError, InvalidInput
 from edgedistill.recipe import CurateSettings, Recipe, load_recipe
 from edgedistill.records import Completion, json_lines, read_prompts, read_rows
-from edgedistill.run import Run
+from edgedistill.run import Run, file_sha256
 from edgedistill.schema import schema_validator
 from edgedistill.stages.curate import curate, is_valid_row, reject, repeats
 from edgedistill.stages.keys import row_key
@@ -214,7 +214,9 @@ def test_repeated_prompts_are_dropped_before_they_are_paid_for(tmp_path: Path) -
         tmp_path, {"Light on, please": (GOOD, "stop"), "light on please": (GOOD, "stop"), "bye": (GOOD, "stop")}
     )
     out = run.begin("prompts", "key", afresh=True)
-    assert prompts_stage(recipe, run, out, silent) == {"kept": 2, "dropped": 1}
+    source_sha256 = file_sha256(tmp_path / "prompts.jsonl")
+    found = prompts_stage(recipe, run, out, silent)
+    assert found == {"kept": 2, "dropped": 1, "source_sha256": source_sha256}
     dropped = [row for _, row in read_rows(out / "dropped.jsonl")]
     first = read_prompts(tmp_path / "prompts.jsonl")[0]
     assert [(row["_ed"]["reason"], row["_ed"]["of"]) for row in dropped] == [("exact duplicate", first.id)]

@@ -290,11 +290,31 @@ def test_probabilities_are_those_of_drawing_under_the_trie(ways: set[tuple[int, 
         number = np.random.default_rng([seed, len(node), *node])
         return rows.setdefault(node, number.standard_normal(8).astype(np.float32) * 3)
 
-    nodes = {node for way in trie.ways for node in trie.asked(way)}
-    found = trie.probabilities({node: trie.choice(node, row(node), ends) for node in nodes})
+    def weighed(floor: float) -> tuple[dict[str, float], dict[tuple[int, ...], float]]:
+        """The probabilities, and the share of each node that was asked."""
+        waiting = {} if trie.stem is None else {trie.stem: 1.0}
+        shares: dict[tuple[int, ...], float] = {}
+        choices = {}
+        while waiting:
+            node, share = waiting.popitem()
+            shares[node] = share
+            choices[node] = trie.choice(node, row(node), ends)
+            waiting |= trie.onward(node, choices[node], share, floor)
+        return trie.probabilities(choices), shares
+
+    found, shares = weighed(0.0)
     assert set(found) == {str(way) for way in ways}
     assert math.isclose(sum(found.values()), 1, rel_tol=1e-9)
-    assert all(node[: len(trie.stem)] == trie.stem for node in nodes)
+    assert all(node[: len(trie.stem or ())] == trie.stem for node in shares)
+    floored, asked = weighed(0.1)
+    assert asked == {node: share for node, share in shares.items() if share >= 0.1 or node == trie.stem}
+    for node, share in shares.items():
+        if any(other not in asked and node[: len(other)] == other for other in shares if other != node):
+            continue  # behind one that was not asked already
+        behind = [str(way) for way in ways if way[: len(node)] == node]
+        assert math.isclose(sum(floored[text] for text in behind), share, rel_tol=1e-9)
+        if node not in asked:
+            assert len({round(floored[text], 12) for text in behind}) == 1
     for way in ways:
         expected = 1.0
         for end in range(len(way) + 1):

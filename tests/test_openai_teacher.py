@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -18,19 +17,17 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 import pytest
 from fault_server import HARMLESS, KINDS, MODEL, fault_server, stats_of
 from hypothesis import given
 from hypothesis import strategies as st
-from pico_recipe import SCHEMA, PicoModels
+from pico_recipe import SCHEMA
+from real_servers import free_port
 
 from edgedistill.errors import EdgeDistillError, InvalidInput, MissingRequirement, Stopped, Unsafe
 from edgedistill.recipe import TeacherSettings, TeachSettings
@@ -44,7 +41,6 @@ from edgedistill.teachers.openai import OpenaiTeacher
 from edgedistill.teachers.pace import Pace
 from edgedistill.teachers.reply import Answer, Failure, Witness, answer_of, refusal_of, said
 
-REQUIRED = os.environ.get("EDGEDISTILL_REQUIRE", "").split(",")
 CANARY = "sk-canary-5f1c9e77d0"
 SHORT = Limits(
     connect=2.0,
@@ -408,12 +404,6 @@ def test_a_server_that_is_away_for_a_while_loses_nothing(place: Callable[..., st
     seen = stats_of(url)
     late = [when for when in seen["times"] if seen["away_from"] + 0.4 < when < seen["away_from"] + 2]
     assert len(late) <= 4, "less than two a second"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def test_a_server_that_ends_and_comes_back_loses_nothing(tmp_path: Path) -> None:
@@ -987,61 +977,6 @@ def test_distributions_are_not_to_be_had(tmp_path: Path) -> None:
         teacher.complete(prompts(1), TeachSettings(targets="top_k"), 0)
     with pytest.raises(MissingRequirement, match="does not tell the distribution"):
         teacher.score([Example("1", ())], TeachSettings(), 0)
-
-
-def required_or_skipped(libraries: tuple[str, ...]) -> None:
-    """Skip the test where a library is missing; fail it where the backend is required here."""
-    missing = [library for library in libraries if find_spec(library) is None]
-    if missing:
-        reason = f"a real server needs {missing[0]}, which is not installed"
-        pytest.fail(reason) if "openai" in REQUIRED else pytest.skip(reason)
-
-
-@contextmanager
-def running(arguments: list[str], log: Path, port: int) -> Iterator[str]:
-    """The API's URL of a server that is started as a module, once it answers."""
-    environment = {**os.environ, "HF_HUB_CACHE": str(log.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as output:
-        command = [sys.executable, "-m", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    try:
-        deadline = time.monotonic() + 60
-        while not answers(f"http://127.0.0.1:{port}/v1/models"):
-            assert process.poll() is None, f"the server has ended: {log.read_text()[-2000:]}"
-            assert time.monotonic() < deadline, f"the server does not come up: {log.read_text()[-2000:]}"
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (URLError, ConnectionError, TimeoutError):
-        return False
-
-
-@pytest.fixture(scope="session")
-def llama_server(models: PicoModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """llama-cpp-python's own server on the pico teacher: its URL, and the model's id."""
-    required_or_skipped(("llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings"))
-    log = tmp_path_factory.mktemp("llama_server") / "log"
-    arguments = ["llama_cpp.server", "--model", str(models.teacher), "--model_alias", MODEL, "--n_threads", "1"]
-    with running(arguments, log, free_port()) as url:
-        yield url, MODEL
-
-
-@pytest.fixture(scope="session")
-def mlx_server(models: PicoModels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """mlx_lm.server on the Hugging Face folder of the pico teacher: its URL, and the model's id."""
-    required_or_skipped(("mlx", "mlx_lm"))
-    log = tmp_path_factory.mktemp("mlx_server") / "log"
-    folder = str(models.teacher.with_name(f"{models.teacher.stem}-hf").resolve())
-    with running(["mlx_lm", "server", "--model", folder], log, free_port()) as url:
-        yield url, folder
 
 
 @pytest.fixture(params=["llama_server", "mlx_server"])

@@ -21,7 +21,7 @@ from pico_recipe import PicoModels, edit, rows, untouched, write_pico_recipe
 
 import edgedistill
 from edgedistill.errors import EdgeDistillError, GateMissed, InvalidInput, Stopped
-from edgedistill.pipeline import STAGES, RunSettings, run_recipe, stage_keys
+from edgedistill.pipeline import STAGES, RunSettings, keep_file, run_recipe, stage_keys
 from edgedistill.recipe import load_recipe
 from edgedistill.records import read_rows
 from edgedistill.run import Run
@@ -29,6 +29,8 @@ from edgedistill.stages.package import Rejected, verify
 from edgedistill.store import Store
 
 NAMES = [stage.name for stage in STAGES]
+
+MEMORY = ("estimated_memory_bytes", "peak_memory_bytes")  # of the process, not of what it made
 
 # what does not hang on the clock: equal after any kill
 SAME_BYTES = (
@@ -117,6 +119,22 @@ def test_the_run_keeps_its_recipe_as_it_was(finished: Finished) -> None:
     assert run.path == finished.run
     for name in ("prompts.jsonl", "eval.jsonl", "edge.jsonl", "schema.json", "guide.md", "examples.jsonl"):
         assert (recipe.path.parent / name).read_bytes() == (finished.recipe / name).read_bytes()
+
+
+def test_a_file_is_kept_once_and_again_when_it_changes(tmp_path: Path) -> None:
+    path, kept = tmp_path / "prompts.jsonl", tmp_path / "recipe" / "this" / "prompts.jsonl"
+    path.write_bytes(b"one\n")
+    keep_file(path, kept)
+    before = kept.stat()
+    keep_file(path, kept)
+    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    path.write_bytes(b"two\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # the content counts, not when it was written
+    keep_file(path, kept)
+    assert kept.read_bytes() == b"two\n"
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(EdgeDistillError, match="file/prompts"):
+        keep_file(path, tmp_path / "file" / "prompts.jsonl")
 
 
 # -- twice
@@ -343,7 +361,8 @@ def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(models: Pi
     assert answered(copy.run) == answered(finished.run)
     for name in SAME_BYTES:
         assert (copy.run / name).read_bytes() == (finished.run / name).read_bytes(), name
-    assert Run(copy.run).summary("train") == {**Run(finished.run).summary("train"), "resumed_from": 6}
+    trained, whole = Run(copy.run).summary("train"), Run(finished.run).summary("train")
+    assert trained == {**whole, "resumed_from": 6, **{key: trained[key] for key in MEMORY}}
     assert not [path for path in copy.run.rglob("*.partial-*") if ".cache" not in path.parts]
     assert run_again(copy) == []
 

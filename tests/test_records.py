@@ -20,6 +20,7 @@ from edgedistill.records import (
     digest,
     iter_prompts,
     json_lines,
+    longest_prompt,
     placed_prompts,
     read_prompts,
     read_rows,
@@ -115,6 +116,22 @@ def test_reading_goes_on_from_any_place(tmp_path: Path) -> None:
     assert whole[-1][0] == Place(path.stat().st_size, 4)
     for number, (place, _) in enumerate(whole, start=1):
         assert list(placed_prompts(path, place)) == whole[number:]
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=5), st.booleans())
+def test_the_longest_prompt_is_found_however_its_text_is_written(
+    tmp_path_factory: pytest.TempPathFactory, conversations: list[list[Message]], is_ascii: bool
+) -> None:
+    rows = [{"messages": [m.as_dict() for m in [*messages, Message("user", "")]]} for messages in conversations]
+    path = tmp_path_factory.mktemp("rows") / "prompts.jsonl"
+    lines = [json.dumps(row, ensure_ascii=is_ascii, separators=(",", ":")) for row in rows]
+    path.write_bytes("\n\n".join(lines).encode())
+    assert longest_prompt(path) == max(iter_prompts(path), key=lambda prompt: len(prompt.text))
+
+
+def test_there_is_no_longest_prompt_of_none(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"prompts\.jsonl: no prompts"):
+        longest_prompt(prompts_of(tmp_path, b"", b" "))
 
 
 def test_a_faulty_line_is_met_only_when_it_is_reached(tmp_path: Path) -> None:

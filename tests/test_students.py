@@ -23,6 +23,7 @@ from edgedistill.errors import EdgeDistillError, InvalidInput, Stopped
 from edgedistill.recipe import StudentSettings, TrainSettings
 from edgedistill.records import Example, Message
 from edgedistill.students import BACKENDS, Estimate, Student, TrainingData, TrainStep, checkpoints, load_student
+from edgedistill.students.adapter import convert_adapter
 from edgedistill.students.batching import epoch_batches, padded_share
 from edgedistill.students.encode import EncodedExample, Encoder
 
@@ -396,7 +397,11 @@ def test_a_merged_folder_computes_as_base_and_adapter_do(
     student = student_of(backend, models.student)
     student.merge(trained[0] / "adapter", tmp_path / "out")
     base = transformers.AutoModelForCausalLM.from_pretrained(models.student, dtype=torch.float32)
-    both = peft.PeftModel.from_pretrained(base, str(trained[0] / "adapter")).eval()
+    adapter = trained[0] / "adapter"
+    if backend == "mlx":
+        convert_adapter(adapter, tmp_path / "converted", "peft")
+        adapter = tmp_path / "converted"
+    both = peft.PeftModel.from_pretrained(base, str(adapter)).eval()
     rows = ids(encoder)
     with torch.no_grad():
         expected = np.stack([both(torch.tensor([row])).logits[0, -1].numpy() for row in rows])

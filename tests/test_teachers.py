@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from importlib.util import find_spec
+from functools import partial
 from itertools import count, islice
 from math import exp
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pico_recipe import SCHEMA, PicoModels, write_pico_recipe
+from required import required_or_skipped
 
 from edgedistill.errors import InvalidInput, MissingRequirement
 from edgedistill.recipe import TeacherSettings, TeachSettings, load_recipe
@@ -26,45 +26,56 @@ from edgedistill.schema import closed_answers
 from edgedistill.targets import Targets, decode
 from edgedistill.teachers import BACKENDS, Teacher, TeacherTask, load_teacher, preamble
 
-LOCAL = [name for name, backend in BACKENDS.items() if backend.formats]
-"""Those that have the weights themselves; a server's teacher has tests of its own."""
 ROUNDING = 0.15  # nats: what the blob rounds away, and what a batch of another shape does to 16-bit arithmetic
-REQUIRED = os.environ.get("EDGEDISTILL_REQUIRE", "").split(",")
+Open = Callable[..., Teacher]
+"""Opens a backend on the pico teacher; its argument is the schema of the answers."""
 
 
-def required_or_skipped(backend: str, libraries: tuple[str, ...]) -> None:
-    """Skip the test where a library is missing; fail it where the backend is required here."""
-    missing = [library for library in libraries if find_spec(library) is None]
-    if missing:
-        reason = f"'{backend}' needs {missing[0]}, which is not installed"
-        pytest.fail(reason) if backend in REQUIRED else pytest.skip(reason)
+@pytest.fixture(params=BACKENDS)
+def opened(request: pytest.FixtureRequest, models: PicoModels) -> Open:
+    """Each backend, `openai` on a real server that is started for the tests."""
+    return opener(request, models)
 
 
-@pytest.fixture(params=LOCAL)
-def backend(request: pytest.FixtureRequest) -> str:
-    required_or_skipped(request.param, (BACKENDS[request.param].library,))
-    return str(request.param)
+@pytest.fixture(params=[name for name, backend in BACKENDS.items() if backend.scores])
+def telling(request: pytest.FixtureRequest, models: PicoModels) -> Open:
+    """Each backend that has the weights itself, and so tells how probable each token and each closed answer is."""
+    return opener(request, models)
 
 
-@pytest.fixture
-def scoring(backend: str) -> str:
-    if not BACKENDS[backend].scores:
-        pytest.skip(f"'{backend}' tells no distributions")
-    return backend
+@pytest.fixture(params=[name for name, backend in BACKENDS.items() if not backend.scores])
+def mute(request: pytest.FixtureRequest, models: PicoModels) -> Open:
+    """Each backend that has nothing but a server's answers."""
+    return opener(request, models)
 
 
-def teacher_of(backend: str, models: PicoModels, schema: dict[str, Any] | None = SCHEMA) -> Teacher:
-    """The backend on one and the same model, in the format that it takes."""
-    folder = models.teacher.with_name(f"{models.teacher.stem}-hf")
-    model = models.teacher if BACKENDS[backend].formats[0] == "gguf" else folder
+def opener(request: pytest.FixtureRequest, models: PicoModels) -> Open:
+    backend: str = request.param
+    required_or_skipped(backend, (BACKENDS[backend].library,))
+    server = None if BACKENDS[backend].formats else request.getfixturevalue("llama_server")
+    return partial(teacher_of, backend, models, server=server)
+
+
+def teacher_of(
+    backend: str,
+    models: PicoModels,
+    schema: dict[str, Any] | None = SCHEMA,
+    server: tuple[str, str] | None = None,
+) -> Teacher:
+    """The backend on one and the same model, in the format that it takes; or at a server's URL, by its id there."""
+    model, where = models.teacher, {}
+    if server is not None:
+        where = {"url": server[0], "model": server[1]}
+    elif BACKENDS[backend].formats[0] != "gguf":
+        model = models.teacher.with_name(f"{models.teacher.stem}-hf")
     return load_teacher(
         TeacherTask(
-            model=model,
+            model=None if server else model,
             sha256="0" * 64,
             preamble=(Message("system", "You turn a command into JSON."),),
             schema=schema,
             scratch=models.teacher.parent / "scratch",
-            settings=TeacherSettings(backend=backend, model=str(model)),  # type: ignore[arg-type]
+            settings=TeacherSettings(**{"backend": backend, "model": str(model), **where}),  # type: ignore[arg-type]
         )
     )
 
@@ -102,8 +113,8 @@ def answered_example(of: Completion | str, number: int) -> Example:
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_every_prompt_is_answered_once(backend: str, models: PicoModels, closed: bool) -> None:
-    teacher = teacher_of(backend, models)
+def test_every_prompt_is_answered_once(opened: Open, closed: bool) -> None:
+    teacher = opened()
     for one in asked(teacher, 20, TeachSettings(max_tokens=40, slots=4, closed=closed)).values():
         assert one.finish_reason == "stop"
         assert json.loads(one.text).keys() == {"action", "room"}
@@ -113,15 +124,15 @@ def test_every_prompt_is_answered_once(backend: str, models: PicoModels, closed:
     teacher.close()
 
 
-def test_greedy_answers_do_not_depend_on_how_many_are_asked_at_once(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models, schema=None)
+def test_greedy_answers_do_not_depend_on_how_many_are_asked_at_once(opened: Open) -> None:
+    teacher = opened(schema=None)
     alone, together = (asked(teacher, 12, TeachSettings(max_tokens=8, slots=slots)) for slots in (1, 5))
     assert {k: one.text for k, one in alone.items()} == {k: one.text for k, one in together.items()}
     teacher.close()
 
 
-def test_a_seed_repeats_what_was_sampled(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models, schema=None)
+def test_a_seed_repeats_what_was_sampled(opened: Open) -> None:
+    teacher = opened(schema=None)
     settings = TeachSettings(max_tokens=8, slots=4, temperature=1.0)
     one, same, other = ({k: c.text for k, c in asked(teacher, 8, settings, seed).items()} for seed in (1, 1, 2))
     assert one == same
@@ -130,16 +141,16 @@ def test_a_seed_repeats_what_was_sampled(backend: str, models: PicoModels) -> No
     teacher.close()
 
 
-def test_an_answer_that_is_cut_off_says_so(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models)
+def test_an_answer_that_is_cut_off_says_so(opened: Open) -> None:
+    teacher = opened()
     found = asked(teacher, 4, TeachSettings(max_tokens=3, slots=2, closed=False))
     assert {one.finish_reason for one in found.values()} == {"length"}
     assert all(one.completion_tokens <= 3 for one in found.values())
     teacher.close()
 
 
-def test_a_teacher_can_be_asked_again_and_closed_twice(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models)
+def test_a_teacher_can_be_asked_again_and_closed_twice(opened: Open) -> None:
+    teacher = opened()
     settings = TeachSettings(max_tokens=40, slots=2)
     first = asked(teacher, 3, settings)
     teacher.close()
@@ -148,14 +159,14 @@ def test_a_teacher_can_be_asked_again_and_closed_twice(backend: str, models: Pic
     teacher.close()
 
 
-def test_no_prompts_are_no_answers(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models)
+def test_no_prompts_are_no_answers(opened: Open) -> None:
+    teacher = opened()
     assert asked(teacher, 0, TeachSettings()) == {}
     teacher.close()
 
 
-def test_every_sample_of_every_prompt_is_given_once_and_repeats(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models, schema=None)
+def test_every_sample_of_every_prompt_is_given_once_and_repeats(opened: Open) -> None:
+    teacher = opened(schema=None)
     settings = TeachSettings(max_tokens=6, slots=4, temperature=1.0, samples=3)
     one, same = (
         {(c.prompt_id, c.sample): c.text for c in teacher.complete(prompts(5), settings, seed=1)} for _ in range(2)
@@ -168,10 +179,8 @@ def test_every_sample_of_every_prompt_is_given_once_and_repeats(backend: str, mo
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, None], ids=["schema", "free"])
-def test_samples_of_a_prompt_begin_from_the_same_distribution(
-    scoring: str, models: PicoModels, schema: dict[str, Any] | None
-) -> None:
-    teacher = teacher_of(scoring, models, schema)
+def test_samples_of_a_prompt_begin_from_the_same_distribution(telling: Open, schema: dict[str, Any] | None) -> None:
+    teacher = telling(schema)
     settings = TeachSettings(max_tokens=32, slots=3, temperature=1.0, samples=4, targets="top_k")
     first: dict[str, dict[int, float]] = {}
     for one in teacher.complete(prompts(4), settings, 0):
@@ -187,7 +196,7 @@ def test_samples_of_a_prompt_begin_from_the_same_distribution(
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, None], ids=["closed", "open"])
-def test_prompts_are_taken_only_as_there_is_room(backend: str, models: PicoModels, schema: dict[str, Any]) -> None:
+def test_prompts_are_taken_only_as_there_is_room(opened: Open, schema: dict[str, Any]) -> None:
     taken = 0
 
     def endless() -> Iterator[Prompt]:
@@ -196,7 +205,7 @@ def test_prompts_are_taken_only_as_there_is_room(backend: str, models: PicoModel
             taken += 1
             yield prompt(number)
 
-    teacher = teacher_of(backend, models, schema)
+    teacher = opened(schema)
     settings = TeachSettings(max_tokens=4, slots=2)
     with closing(teacher.complete(endless(), settings, 0)) as completions:  # type: ignore[type-var]
         assert len({one.prompt_id for one in islice(completions, 5)}) == 5
@@ -208,8 +217,8 @@ def test_prompts_are_taken_only_as_there_is_room(backend: str, models: PicoModel
 @pytest.mark.parametrize(
     "narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999999}], ids=["top_k", "top_p", "min_p"]
 )
-def test_the_narrowest_choice_is_the_greedy_one(backend: str, models: PicoModels, narrow: dict[str, Any]) -> None:
-    teacher = teacher_of(backend, models, schema=None)
+def test_the_narrowest_choice_is_the_greedy_one(opened: Open, narrow: dict[str, Any]) -> None:
+    teacher = opened(schema=None)
     greedy = asked(teacher, 4, TeachSettings(max_tokens=6, slots=4))
     narrowed = asked(teacher, 4, TeachSettings(max_tokens=6, slots=4, temperature=2.0, **narrow))
     assert {k: one.text for k, one in narrowed.items()} == {k: one.text for k, one in greedy.items()}
@@ -217,8 +226,8 @@ def test_the_narrowest_choice_is_the_greedy_one(backend: str, models: PicoModels
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.2}, {"min_p": 0.5}], ids=["top_k", "top_p", "min_p"])
-def test_only_tokens_that_are_allowed_are_drawn(scoring: str, models: PicoModels, cut: dict[str, Any]) -> None:
-    teacher = teacher_of(scoring, models, schema=None)
+def test_only_tokens_that_are_allowed_are_drawn(telling: Open, cut: dict[str, Any]) -> None:
+    teacher = telling(schema=None)
     settings = TeachSettings(
         max_tokens=12, slots=4, temperature=1.0, targets="top_k", target_mass=1.0, target_tokens=256, **cut
     )
@@ -240,8 +249,8 @@ def test_only_tokens_that_are_allowed_are_drawn(scoring: str, models: PicoModels
     teacher.close()
 
 
-def test_a_closed_answer_comes_with_the_probability_of_each(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models)
+def test_a_closed_answer_comes_with_the_probability_of_each(telling: Open) -> None:
+    teacher = telling()
     greedy = asked(teacher, 10, TeachSettings(max_tokens=40, slots=4, closed=False))
     for key, one in asked(teacher, 10, TeachSettings(max_tokens=40, slots=4)).items():
         assert one.answers is not None
@@ -252,23 +261,43 @@ def test_a_closed_answer_comes_with_the_probability_of_each(backend: str, models
     teacher.close()
 
 
-def test_closed_answers_do_not_depend_on_how_many_are_asked_at_once(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models)
+def test_closed_answers_do_not_depend_on_how_many_are_asked_at_once(telling: Open) -> None:
+    teacher = telling()
     alone, together = (asked(teacher, 7, TeachSettings(max_tokens=40, slots=slots)) for slots in (1, 5))
     for key, one in alone.items():
         assert one.answers == pytest.approx(together[key].answers, abs=0.02)
     teacher.close()
 
 
-def test_only_one_answer_that_is_allowed_is_certain(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models, {"const": {"answer": 42}})
+def test_answers_behind_what_is_less_probable_than_the_floor_have_equal_parts(telling: Open) -> None:
+    teacher = telling()
+    whole, floored = (
+        asked(teacher, 5, TeachSettings(max_tokens=40, slots=4, closed_floor=floor)) for floor in (0.0, 0.999)
+    )
+    for key, one in floored.items():
+        exact = whole[key].answers
+        assert one.answers is not None
+        assert exact is not None
+        for letter in ("o", "n"):  # on and off begin alike, none does not; nothing further on is asked
+            behind = [text for text in exact if json.loads(text)["action"][0] == letter]
+            together = sum(exact[text] for text in behind)
+            assert [one.answers[text] for text in behind] == pytest.approx(
+                [together / len(behind)] * len(behind), rel=0.05
+            )
+            assert len({round(one.answers[text], 9) for text in behind}) == 1
+        assert len(set(exact.values())) == 6
+    teacher.close()
+
+
+def test_only_one_answer_that_is_allowed_is_certain(telling: Open) -> None:
+    teacher = telling({"const": {"answer": 42}})
     (one,) = asked(teacher, 1, TeachSettings(max_tokens=40)).values()
     assert (one.text, one.answers) == ('{"answer":42}', {'{"answer":42}': 1.0})
     teacher.close()
 
 
-def test_one_answer_may_begin_another(backend: str, models: PicoModels) -> None:
-    teacher = teacher_of(backend, models, {"enum": [1, 12, 123, 2]})
+def test_one_answer_may_begin_another(telling: Open) -> None:
+    teacher = telling({"enum": [1, 12, 123, 2]})
     for one in asked(teacher, 3, TeachSettings(max_tokens=40)).values():
         assert one.answers is not None
         assert set(one.answers) == {"1", "12", "123", "2"}
@@ -277,8 +306,8 @@ def test_one_answer_may_begin_another(backend: str, models: PicoModels) -> None:
     teacher.close()
 
 
-def test_the_probability_of_a_closed_answer_is_the_product_of_its_choices(scoring: str, models: PicoModels) -> None:
-    teacher = teacher_of(scoring, models)
+def test_the_probability_of_a_closed_answer_is_the_product_of_its_choices(telling: Open) -> None:
+    teacher = telling()
     settings = TeachSettings(targets="top_k", target_mass=1.0, target_tokens=256, slots=4)
     examples = [answered_example(f'"{letter}{letter}"', 0) for letter in ascii_lowercase]
     scored = {one.text[1]: targets_of(one) for one in teacher.score(examples, settings, 0)}
@@ -298,7 +327,7 @@ def test_the_probability_of_a_closed_answer_is_the_product_of_its_choices(scorin
         for two, other in shares(scored[one], 2).items()
     }
     assert len(expected) > 4
-    teacher = teacher_of(scoring, models, {"enum": [json.loads(text) for text in expected]})
+    teacher = telling({"enum": [json.loads(text) for text in expected]})
     (answered,) = asked(teacher, 1, TeachSettings(max_tokens=40)).values()
     assert answered.answers == pytest.approx(expected, rel=0.15)
     teacher.close()
@@ -306,10 +335,8 @@ def test_the_probability_of_a_closed_answer_is_the_product_of_its_choices(scorin
 
 @pytest.mark.parametrize("schema", [SCHEMA, None], ids=["schema", "free"])
 @pytest.mark.parametrize("profile", ["top_k", "sampled"])
-def test_the_distribution_at_each_token_is_kept(
-    scoring: str, models: PicoModels, profile: Any, schema: dict[str, Any] | None
-) -> None:
-    teacher = teacher_of(scoring, models, schema)
+def test_the_distribution_at_each_token_is_kept(telling: Open, profile: Any, schema: dict[str, Any] | None) -> None:
+    teacher = telling(schema)
     settings = TeachSettings(max_tokens=32, slots=3, targets=profile, target_tokens=256)
     for one in asked(teacher, 5, settings).values():
         targets = targets_of(one)
@@ -324,16 +351,16 @@ def test_the_distribution_at_each_token_is_kept(
     teacher.close()
 
 
-def test_targets_of_an_answer_that_is_cut_off_end_with_it(scoring: str, models: PicoModels) -> None:
-    teacher = teacher_of(scoring, models)
+def test_targets_of_an_answer_that_is_cut_off_end_with_it(telling: Open) -> None:
+    teacher = telling()
     for one in asked(teacher, 4, TeachSettings(max_tokens=5, slots=2, targets="top_k")).values():
         assert one.finish_reason == "length"
         assert len(targets_of(one).tokens) == one.completion_tokens == 5
     teacher.close()
 
 
-def test_a_given_text_scores_as_it_did_when_it_was_written(scoring: str, models: PicoModels) -> None:
-    teacher = teacher_of(scoring, models)
+def test_a_given_text_scores_as_it_did_when_it_was_written(telling: Open) -> None:
+    teacher = telling()
     settings = TeachSettings(max_tokens=40, slots=3, targets="top_k", target_tokens=256)
     written = asked(teacher, 7, settings)
     examples = [answered_example(written[prompt(number).id], number) for number in range(7)]
@@ -354,9 +381,37 @@ def test_a_given_text_scores_as_it_did_when_it_was_written(scoring: str, models:
     teacher.close()
 
 
-def test_nothing_given_is_nothing_scored(scoring: str, models: PicoModels) -> None:
-    teacher = teacher_of(scoring, models)
+def test_nothing_given_is_nothing_scored(telling: Open) -> None:
+    teacher = telling()
     assert list(teacher.score([], TeachSettings(), 0)) == []
+    teacher.close()
+
+
+@pytest.mark.parametrize("targets", ["top_k", "sampled"])
+def test_what_a_server_does_not_tell_is_refused_before_anything_is_asked(mute: Open, targets: Any) -> None:
+    def never() -> Iterator[Any]:
+        raise AssertionError("a prompt was taken")
+        yield
+
+    teacher = mute()
+    for refused in (teacher.complete, teacher.score):
+        with pytest.raises(MissingRequirement, match=r"^a server's API does not tell ") as caught:
+            refused(never(), TeachSettings(targets=targets), 0)
+        assert caught.value.hint.startswith("Use a local teacher")
+    with pytest.raises(MissingRequirement):
+        teacher.score(never(), TeachSettings(), 0)
+    assert len(asked(teacher, 2, TeachSettings(max_tokens=40))) == 2, "and everything else is answered as before"
+    teacher.close()
+
+
+def test_where_no_probabilities_are_told_a_closed_answer_is_one_of_the_set(mute: Open) -> None:
+    teacher = mute()
+    written, plain = (asked(teacher, 6, TeachSettings(max_tokens=40, closed=closed)) for closed in (True, False))
+    allowed = [json.loads(answer) for answer in closed_answers(SCHEMA) or ()]
+    for key, one in written.items():
+        assert one.answers is None
+        assert json.loads(one.text) in allowed
+        assert one.text == plain[key].text
     teacher.close()
 
 

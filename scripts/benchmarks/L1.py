@@ -23,7 +23,7 @@ from edgedistill.llamacpp.answer import SCORED, Answerer, AnswererSettings
 from edgedistill.llamacpp.layout import Layout
 from edgedistill.llamacpp.requests import Answer, Request
 from edgedistill.llamacpp.sampling import Sampling
-from edgedistill.recipe import load_recipe
+from edgedistill.recipe import TeachSettings, load_recipe
 from edgedistill.records import Completion, read_prompts
 from edgedistill.run import cores
 from edgedistill.store import Store
@@ -126,9 +126,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="the teacher's GGUF file; by default the recipe's, fetched")
     parser.add_argument("--completions", type=int, default=200, help="of the recipe; a tenth as many of free text")
-    parser.add_argument("--mass", type=float, default=0.995)
-    parser.add_argument("--largest", type=int, default=64)
-    parser.add_argument("--draws", type=int, default=50)
+    usual = TeachSettings()
+    parser.add_argument("--mass", type=float, default=usual.target_mass)
+    parser.add_argument("--largest", type=int, default=usual.target_tokens)
+    parser.add_argument("--draws", type=int, default=usual.target_draws)
     options = parser.parse_args()
     path = options.model or teacher_gguf()
     keep = CaptureSettings("top_k", options.mass, options.largest, options.draws)

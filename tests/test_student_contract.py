@@ -1,0 +1,211 @@
+"""What a student learns does not depend on who computes it, nor on how a batch is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pico import pico_hf_folder
+from required import required_or_skipped
+
+from edgedistill.recipe import StudentSettings, TrainSettings
+from edgedistill.students import BACKENDS, Exam, TrainingData, TrainStep, load_student
+from edgedistill.students.chunks import Chunks
+from edgedistill.students.encode import EncodedExample
+from edgedistill.students.lessons import Lesson, answers_lesson, hard_lesson
+
+Array = NDArray[Any]
+Curve = tuple[list[float], dict[str, Array]]
+
+VOCABULARY, END = 290, 2
+SETTINGS = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=4, rank=4, alpha=8.0, checkpoint_steps=50)
+EXACT = 1e-4
+
+
+def examples(count: int, seed: int = 0) -> list[EncodedExample]:
+    source = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        length = int(source.integers(9, 24))
+        tokens = source.integers(3, VOCABULARY, length).tolist()
+        found.append(EncodedExample(str(number), tuple(tokens), length - int(source.integers(3, 8))))
+    return found
+
+
+def soft_lesson(example: EncodedExample) -> Lesson:
+    """Random distributions of up to eight tokens and a tail, beside the text."""
+    source, plain = np.random.default_rng(int(example.id)), hard_lesson(example)
+    count, kept = len(plain.rows), int(source.integers(2, 9))
+    ids = np.stack([source.choice(VOCABULARY, kept, replace=False) for _ in range(count)]).astype(np.int32)
+    logs = np.log(source.dirichlet(np.ones(kept + 1), count)).astype(np.float32)
+    weights = np.full((2, count), [[0.3], [0.7]], np.float32)
+    rows = replace(plain.rows, ce=weights[0], soft=weights[1], ids=ids, logprobs=logs[:, :-1], tail=logs[:, -1])
+    return replace(plain, rows=rows)
+
+
+def closed_lesson(example: EncodedExample) -> Lesson:
+    """Four answers that branch off behind the prompt."""
+    source = np.random.default_rng(int(example.id))
+    shares = source.dirichlet(np.ones(4)).tolist()
+    answers = {(*source.integers(3, VOCABULARY, 3).tolist(), END): share for share in shares}
+    return answers_lesson(example.id, example.tokens[: example.start], answers)
+
+
+def runs_lesson(example: EncodedExample) -> Lesson:
+    """The first two rows, and the next one, by the probability that a teacher gives to their text."""
+    plain = hard_lesson(example)
+    ce = plain.rows.ce.copy()
+    ce[:3] = 0.25
+    logprob, weight = np.log(np.array([0.4, 0.7], np.float32)), np.array([0.75, 0.75], np.float32)
+    runs = Chunks(np.array([[0, 2], [2, 3]], np.int32), logprob, weight)
+    return replace(plain, rows=replace(plain.rows, ce=ce), chunks=runs)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    required_or_skipped(request.param, BACKENDS[request.param][0])
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pico_hf_folder(tmp_path_factory.mktemp("contract") / "base")
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch computes in depends on the machine."""
+    if find_spec("torch") is not None:
+        monkeypatch.setattr("edgedistill.students.torch.compute_dtype", lambda torch: torch.float32)
+
+
+def trained(
+    backend: str, base: Path, out: Path, lesson: Callable[[EncodedExample], Lesson] = hard_lesson, **changes: Any
+) -> Curve:
+    """The losses of all steps and of each epoch, and the merged weights."""
+    steps: list[TrainStep] = []
+
+    def report(moment: Any) -> None:
+        if isinstance(moment, TrainStep):
+            steps.append(moment)
+
+    student = load_student(StudentSettings(backend=backend, model=str(base)), base)  # type: ignore[arg-type]
+    data = TrainingData(examples(12), examples(3, seed=1), 3, lesson)
+    student.train(data, SETTINGS.model_copy(update=changes), out, report)
+    student.merge(out / "adapter", out / "merged")
+    losses = [step.loss for step in steps] + [step.valid_loss for step in steps if step.valid_loss is not None]
+    return losses, weights_in(out / "merged")
+
+
+def weights_in(folder: Path) -> dict[str, Array]:
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+    return {name: values.astype(np.float32) for name, values in load_file(folder / "model.safetensors").items()}
+
+
+def assert_alike(one: Curve, other: Curve, base: Path) -> None:
+    """Losses within 1e-4, and weights within 1 % of what was learned; merged ones are rounded to 16 bits."""
+    assert one[0] == pytest.approx(other[0], rel=EXACT)
+    before = weights_in(base)
+    apart = sum(float(np.square(one[1][name] - other[1][name]).sum()) for name in before)
+    learned = sum(float(np.square(one[1][name] - before[name]).sum()) for name in before)
+    whole = sum(float(np.square(before[name]).sum()) for name in before)
+    assert learned > 0
+    assert apart**0.5 < 0.01 * learned**0.5
+    assert apart**0.5 < EXACT * whole**0.5
+
+
+LESSONS = {
+    "text": hard_lesson,
+    "distributions": soft_lesson,
+    "closed answers": closed_lesson,
+    "runs of tokens": runs_lesson,
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "dora": {"method": "dora"},
+    "full": {"method": "full", "weight_decay": 0.1},
+    "reverse": {"divergence": "reverse_kl", "temperature": 2.0},
+}
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_both_backends_learn_the_same_from_the_same_lessons(base: Path, tmp_path: Path, lesson: str) -> None:
+    found = {}
+    for backend in BACKENDS:
+        required_or_skipped(backend, BACKENDS[backend][0])
+        found[backend] = trained(backend, base, tmp_path / backend, LESSONS[lesson])
+    assert_alike(found["torch"], found["mlx"], base)
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_both_backends_learn_the_same_in_each_way(base: Path, tmp_path: Path, changes: str) -> None:
+    found = {}
+    for backend in BACKENDS:
+        required_or_skipped(backend, BACKENDS[backend][0])
+        found[backend] = trained(backend, base, tmp_path / backend, soft_lesson, **CHANGES[changes])
+    assert_alike(found["torch"], found["mlx"], base)
+
+
+@pytest.mark.parametrize("lesson", ["distributions", "closed answers"])
+def test_a_batch_in_one_sequence_teaches_what_padded_ones_do(
+    backend: str, base: Path, tmp_path: Path, lesson: str
+) -> None:
+    plain = trained(backend, base, tmp_path / "plain", LESSONS[lesson])
+    packed = trained(backend, base, tmp_path / "packed", LESSONS[lesson], packing=True)
+    assert_alike(packed, plain, base)
+
+
+def test_a_batch_in_parts_teaches_what_it_does_at_once(backend: str, base: Path, tmp_path: Path) -> None:
+    plain = trained(backend, base, tmp_path / "plain", soft_lesson, micro_batch=4)
+    parts = trained(backend, base, tmp_path / "parts", soft_lesson, micro_batch=3)
+    assert_alike(parts, plain, base)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_activations_computed_twice_teach_what_kept_ones_do(
+    backend: str, base: Path, tmp_path: Path, method: str
+) -> None:
+    kept = trained(backend, base, tmp_path / "kept", method=method, gradient_checkpointing="off")
+    twice = trained(backend, base, tmp_path / "twice", method=method, gradient_checkpointing="on")
+    assert_alike(twice, kept, base)
+
+
+def test_dropout_is_the_seeds_own(backend: str, base: Path, tmp_path: Path) -> None:
+    plain, one, same = (
+        trained(backend, base, tmp_path / str(number), dropout=share) for number, share in enumerate((0.0, 0.3, 0.3))
+    )
+    assert one[0] == same[0]
+    assert all(np.array_equal(one[1][name], same[1][name]) for name in one[1])
+    assert one[0][1:6] != plain[0][1:6]
+
+
+def test_an_exam_is_answered_greedily(backend: str, base: Path, tmp_path: Path) -> None:
+    given: list[list[list[int]]] = []
+
+    def mark(answers: Any) -> float:
+        given.append([list(answer) for answer in answers])
+        return 0.5
+
+    student = load_student(StudentSettings(backend=backend, model=str(base)), base)  # type: ignore[arg-type]
+    rows, scores = examples(4), []
+
+    def report(moment: Any) -> None:
+        if isinstance(moment, TrainStep) and moment.score is not None:
+            scores.append(moment.score)
+
+    exam = Exam([row.tokens[: row.start] for row in rows], END, 5, mark)
+    data = TrainingData(rows, (), 3, exam=exam)
+    student.train(data, SETTINGS.model_copy(update={"epochs": 1}), tmp_path, report)
+    student.merge(tmp_path / "adapter", tmp_path / "merged")
+    assert scores == [0.5]
+    for row, answer in zip(rows, given[0], strict=True):
+        text = list(row.tokens[: row.start])
+        for token in answer:
+            assert student.logits(tmp_path / "merged", [text])[0].argmax() == token
+            text.append(token)
+        assert len(answer) == 5 or student.logits(tmp_path / "merged", [text])[0].argmax() == END
