@@ -107,7 +107,7 @@ def test_targets_take_room_on_the_disk(pico_recipe: Path) -> None:
     teach(pico_recipe, 'targets = "top_k"\nsamples = 2\ntemperature = 1.0')
     after = estimated_disk(load_recipe(pico_recipe), run_of(pico_recipe))
     lines = (pico_recipe / "prompts.jsonl").read_bytes().count(b"\n") + 1
-    assert after - before == lines * 2 * 48 * 40 // 2
+    assert after - before == lines * 2 * 96 * 40 // 2
 
 
 def test_a_server_is_named_with_its_key_and_not_asked(pico_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

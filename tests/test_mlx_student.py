@@ -241,16 +241,32 @@ def test_a_layer_that_looks_back_a_little_does_so_within_its_text() -> None:
     assert np.array_equal(np.array(beside.make_mask(7, window_size=2)), near)
 
 
+def test_a_layer_that_looks_back_a_little_sees_the_end_of_the_opening_alone() -> None:
+    import mlx.core as mx
+
+    from edgedistill.students.mlx_model import Opening
+
+    opening = Opening()
+    opening.update_and_fetch(mx.zeros((1, 2, 3, 4)), mx.zeros((1, 2, 3, 4)))
+    keys, _ = opening.update_and_fetch(mx.ones((5, 2, 4, 4)), mx.ones((5, 2, 4, 4)))
+    assert keys.shape == (5, 2, 7, 4)
+    assert opening.offset == 3
+    assert opening.make_mask(4) == "causal"
+    places = np.arange(7)
+    sees = (places[None] <= places[3:, None]) & (places[None] > places[3:, None] - 2)
+    assert np.array_equal(np.array(opening.make_mask(4, window_size=2)), sees)
+
+
 def test_only_relative_positions_go_into_one_sequence(base: Path, tmp_path: Path) -> None:
     import mlx.core as mx
 
-    from edgedistill.students.mlx_model import loaded, takes_packing
+    from edgedistill.students.mlx_model import loaded, takes_layouts
 
-    assert takes_packing(loaded(base, mx.float32))
+    assert takes_layouts(loaded(base, mx.float32))
     scaling = {"rope_type": "dynamic", "factor": 2.0}
     dynamic = pico_hf_folder(tmp_path / "dynamic")
     edited(dynamic, "config.json", lambda config: config.update(rope_scaling=scaling))
-    assert not takes_packing(loaded(dynamic, mx.float32))
+    assert not takes_layouts(loaded(dynamic, mx.float32))
 
 
 # -- what it cannot train

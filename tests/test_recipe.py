@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from edgedistill import learning
 from edgedistill import recipe as recipe_module
 from edgedistill.errors import InvalidInput
 from edgedistill.recipe import TABLES, Recipe, did_you_mean, load_recipe
@@ -73,7 +74,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ('[train]\nepochs = "3"', "train.epochs: "),
         ("[train]\nepochs = 2.5", "train.epochs: "),
         ("[train]\nlearning_rate = -1.0", "train.learning_rate: "),
-        ('[train]\nmethod = "qlora"', "train.method: "),
+        ('[train]\nmethod = "prefix"', "train.method: "),
         ("[bench]\ntarget_ms = [500, 100]", "target_ms must be [low, high]"),
         ("[bench]\ntarget_ms = [500]", "bench.target_ms"),
         ("[bench]\npercentile = 96", "bench.percentile: "),
@@ -209,7 +210,8 @@ OBVIOUS |= {"percentile", "warmup"}
 
 
 def test_every_setting_is_described_or_obvious() -> None:
-    texts = described(ast.parse(Path(recipe_module.__file__).read_text(encoding="utf-8")))
+    modules = (Path(module.__file__ or "") for module in (recipe_module, learning))
+    texts = set().union(*(described(ast.parse(path.read_text(encoding="utf-8"))) for path in modules))
     for table in (None, *TABLES):
         kind: Any = Recipe if table is None else Recipe.model_fields[table].annotation
         for name in kind.model_fields:

@@ -22,19 +22,22 @@ from edgedistill.students.lessons import Lesson, answers_lesson, hard_lesson
 
 Array = NDArray[Any]
 Curve = tuple[list[float], dict[str, Array]]
+Tokens = tuple[int, ...]
 
 VOCABULARY, END = 290, 2
 SETTINGS = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=4, rank=4, alpha=8.0, checkpoint_steps=50)
 EXACT = 1e-4
 
 
-def examples(count: int, seed: int = 0) -> list[EncodedExample]:
+def examples(count: int, seed: int = 0, opening: Tokens = ()) -> list[EncodedExample]:
+    """Random texts behind an opening that all share."""
     source = np.random.default_rng(seed)
     found = []
     for number in range(count):
         length = int(source.integers(9, 24))
         tokens = source.integers(3, VOCABULARY, length).tolist()
-        found.append(EncodedExample(str(number), tuple(tokens), length - int(source.integers(3, 8))))
+        start = len(opening) + length - int(source.integers(3, 8))
+        found.append(EncodedExample(str(number), (*opening, *tokens), start))
     return found
 
 
@@ -85,9 +88,11 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("edgedistill.students.torch.compute_dtype", lambda torch: torch.float32)
 
 
-def trained(
-    backend: str, base: Path, out: Path, lesson: Callable[[EncodedExample], Lesson] = hard_lesson, **changes: Any
-) -> Curve:
+def data_of(lesson: Callable[[EncodedExample], Lesson] = hard_lesson, opening: Tokens = ()) -> TrainingData:
+    return TrainingData(examples(12, opening=opening), examples(3, seed=1, opening=opening), 3, lesson)
+
+
+def trained(backend: str, base: Path, out: Path, data: TrainingData, **changes: Any) -> Curve:
     """The losses of all steps and of each epoch, and the merged weights."""
     steps: list[TrainStep] = []
 
@@ -96,7 +101,6 @@ def trained(
             steps.append(moment)
 
     student = load_student(StudentSettings(backend=backend, model=str(base)), base)  # type: ignore[arg-type]
-    data = TrainingData(examples(12), examples(3, seed=1), 3, lesson)
     student.train(data, SETTINGS.model_copy(update=changes), out, report)
     student.merge(out / "adapter", out / "merged")
     losses = [step.loss for step in steps] + [step.valid_loss for step in steps if step.valid_loss is not None]
@@ -133,12 +137,15 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("opening", [(), tuple(range(3, 13))], ids=["apart", "behind one opening"])
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_both_backends_learn_the_same_from_the_same_lessons(base: Path, tmp_path: Path, lesson: str) -> None:
+def test_both_backends_learn_the_same_from_the_same_lessons(
+    base: Path, tmp_path: Path, lesson: str, opening: Tokens
+) -> None:
     found = {}
     for backend in BACKENDS:
         required_or_skipped(backend, BACKENDS[backend][0])
-        found[backend] = trained(backend, base, tmp_path / backend, LESSONS[lesson])
+        found[backend] = trained(backend, base, tmp_path / backend, data_of(LESSONS[lesson], opening))
     assert_alike(found["torch"], found["mlx"], base)
 
 
@@ -147,22 +154,24 @@ def test_both_backends_learn_the_same_in_each_way(base: Path, tmp_path: Path, ch
     found = {}
     for backend in BACKENDS:
         required_or_skipped(backend, BACKENDS[backend][0])
-        found[backend] = trained(backend, base, tmp_path / backend, soft_lesson, **CHANGES[changes])
+        found[backend] = trained(backend, base, tmp_path / backend, data_of(soft_lesson), **CHANGES[changes])
     assert_alike(found["torch"], found["mlx"], base)
 
 
+@pytest.mark.parametrize("opening", [(), tuple(range(3, 13))], ids=["apart", "behind one opening"])
 @pytest.mark.parametrize("lesson", ["distributions", "closed answers"])
 def test_a_batch_in_one_sequence_teaches_what_padded_ones_do(
-    backend: str, base: Path, tmp_path: Path, lesson: str
+    backend: str, base: Path, tmp_path: Path, lesson: str, opening: Tokens
 ) -> None:
-    plain = trained(backend, base, tmp_path / "plain", LESSONS[lesson])
-    packed = trained(backend, base, tmp_path / "packed", LESSONS[lesson], packing=True)
+    data = data_of(LESSONS[lesson], opening)
+    plain = trained(backend, base, tmp_path / "plain", data)
+    packed = trained(backend, base, tmp_path / "packed", data, packing=True)
     assert_alike(packed, plain, base)
 
 
 def test_a_batch_in_parts_teaches_what_it_does_at_once(backend: str, base: Path, tmp_path: Path) -> None:
-    plain = trained(backend, base, tmp_path / "plain", soft_lesson, micro_batch=4)
-    parts = trained(backend, base, tmp_path / "parts", soft_lesson, micro_batch=3)
+    plain = trained(backend, base, tmp_path / "plain", data_of(soft_lesson), micro_batch=4)
+    parts = trained(backend, base, tmp_path / "parts", data_of(soft_lesson), micro_batch=3)
     assert_alike(parts, plain, base)
 
 
@@ -170,14 +179,16 @@ def test_a_batch_in_parts_teaches_what_it_does_at_once(backend: str, base: Path,
 def test_activations_computed_twice_teach_what_kept_ones_do(
     backend: str, base: Path, tmp_path: Path, method: str
 ) -> None:
-    kept = trained(backend, base, tmp_path / "kept", method=method, gradient_checkpointing="off")
-    twice = trained(backend, base, tmp_path / "twice", method=method, gradient_checkpointing="on")
+    data = data_of(opening=tuple(range(3, 13)))
+    kept = trained(backend, base, tmp_path / "kept", data, method=method, gradient_checkpointing="off")
+    twice = trained(backend, base, tmp_path / "twice", data, method=method, gradient_checkpointing="on")
     assert_alike(twice, kept, base)
 
 
 def test_dropout_is_the_seeds_own(backend: str, base: Path, tmp_path: Path) -> None:
     plain, one, same = (
-        trained(backend, base, tmp_path / str(number), dropout=share) for number, share in enumerate((0.0, 0.3, 0.3))
+        trained(backend, base, tmp_path / str(number), data_of(), dropout=share)
+        for number, share in enumerate((0.0, 0.3, 0.3))
     )
     assert one[0] == same[0]
     assert all(np.array_equal(one[1][name], same[1][name]) for name in one[1])

@@ -72,7 +72,8 @@ class Adapter:
     @property
     def key(self) -> str:
         """A digest of all that both forms can say of an adapter."""
-        return digest(self.rank, self.scale, self.dropout, self.is_dora, sorted(self.modules))
+        # alpha = scale * rank and back may lose the scale's last bit
+        return digest(self.rank, f"{self.scale:.9g}", self.dropout, self.is_dora, sorted(self.modules))
 
     def shape(self, module: str) -> tuple[int, int]:
         """Outputs and inputs of the matrix that a module's update is for."""

@@ -80,8 +80,14 @@ class HeadRows:
     @classmethod
     def of(cls, rows: Rows) -> HeadRows:
         """The rows, moved."""
-        ids = mx.array(rows.ids) if rows.is_soft else None
-        return cls(*map(mx.array, (rows.token, rows.ce, rows.soft)), ids, mx.array(rows.logprobs), mx.array(rows.tail))
+        return cls(
+            token=mx.array(rows.token),
+            ce=mx.array(rows.ce),
+            soft=mx.array(rows.soft),
+            ids=mx.array(rows.ids) if rows.is_soft else None,
+            logprobs=mx.array(rows.logprobs),
+            tail=mx.array(rows.tail),
+        )
 
     def part(self, begin: int, end: int) -> HeadRows:
         """The rows from `begin` up to `end`."""

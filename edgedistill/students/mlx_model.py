@@ -8,13 +8,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import rope_utils
+from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 
 from ..errors import InvalidInput
 from .mlx_head import Head
 
-__all__ = ["Beside", "body_of", "compute_dtype", "head_of", "loaded", "must_be_plain", "takes_packing"]
+__all__ = ["Beside", "Opening", "body_of", "compute_dtype", "head_of", "loaded", "must_be_plain", "takes_layouts"]
 
 OTHER_BACKEND = "Use [student] backend = 'torch'."
 RELATIVE = (
@@ -43,6 +44,7 @@ def loaded(folder: Path, dtype: mx.Dtype) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise InvalidInput(f"{folder}: {reason}", OTHER_BACKEND) from error
     model.set_dtype(dtype)
+    mx.eval(model.parameters())
     return model
 
 
@@ -70,10 +72,11 @@ def must_be_plain(folder: Path, model: Any) -> None:
         raise InvalidInput(f"{folder}: '{model.model_type}' has no plain output head", OTHER_BACKEND)
 
 
-def takes_packing(model: Any) -> bool:
-    """Whether texts may stand behind one another in one sequence: attention alone, positions that are relative.
+def takes_layouts(model: Any) -> bool:
+    """Whether texts may stand behind one another in one sequence, or share their beginning: a model of attention alone,
+    with positions that are relative.
 
-    Where they may not, as with learned positions or a recurrent state, padding gives the same losses.
+    Where they may not, as with learned positions or a recurrent state, padded texts give the same losses.
     """
     plain = all(isinstance(layer, (KVCache, RotatingKVCache)) for layer in make_prompt_cache(model))
     modules = [(name.rsplit(".", 1)[-1], module) for name, module in model.named_modules()]
@@ -104,3 +107,28 @@ class Beside:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """What came in."""
         return keys, values
+
+
+class Opening:
+    """Stands where a layer's cache would in two passes: what all texts begin with, and then the rest of each."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+        """Tokens of the beginning, once they were passed through."""
+        self._kept: tuple[mx.array, mx.array] | None = None
+
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """Each token sees the beginning and its own text so far, or the last so many tokens of these."""
+        if window_size is None and not return_array:
+            return "causal" if length > 1 else None
+        return create_causal_mask(length, self.offset, window_size=window_size)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """What came in, (B, heads, L, D), behind the beginning's."""
+        if self._kept is None:
+            self._kept, self.offset = (keys, values), keys.shape[2]
+            return keys, values
+        return self._behind(self._kept[0], keys), self._behind(self._kept[1], values)
+
+    def _behind(self, kept: mx.array, new: mx.array) -> mx.array:
+        return mx.concatenate([mx.broadcast_to(kept, (len(new), *kept.shape[1:])), new], axis=2)

@@ -22,7 +22,7 @@ from .mlx_adapter import Keys, adapted, recomputed, save_tensors, trained, write
 from .mlx_chunks import chunk_arrays, with_chunks
 from .mlx_head import Head, HeadRows, head_loss, head_value
 from .mlx_memory import StepCost, free_bytes, step_cost, used_bytes
-from .mlx_model import Beside, body_of, compute_dtype, head_of, takes_packing
+from .mlx_model import Beside, Opening, body_of, compute_dtype, head_of, takes_layouts
 from .training import Loss
 
 __all__ = ["MlxSession", "rounded_up"]
@@ -30,6 +30,7 @@ __all__ = ["MlxSession", "rounded_up"]
 CLIP, CLIP_EPS = 1.0, 1e-6  # as torch.nn.utils.clip_grad_norm_
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # as torch.optim.AdamW
 ROOM = 0.8  # share of the free memory that a step may take
+SHARED = 4  # what all texts of a batch begin with is computed once in multiples of so many tokens: few shapes
 CLEARED = 64  # steps between two times that freed memory goes back to the system
 
 Weights = dict[str, mx.array]
@@ -44,7 +45,8 @@ class MlxSession:
         self._keys = Keys()
         self._rows, self._recomputes = settings.micro_batch, settings.gradient_checkpointing == "on"
         self._how = Divergence(settings.divergence, settings.beta, settings.temperature)
-        self._is_packed = settings.packing and takes_packing(model)
+        self._takes_layouts = takes_layouts(model)
+        self._is_packed = settings.packing and self._takes_layouts
         if settings.method == "full":
             model.set_dtype(mx.float32)  # what learns stays in float32, whatever is computed in
             model.unfreeze()
@@ -56,7 +58,7 @@ class MlxSession:
         self._gradient = mx.compile(self._traced_gradient)
         self._value = mx.compile(self._traced_value)
         self._update = mx.compile(self._traced_update)
-        mx.eval(self._weights, self._moments)
+        mx.eval(model.parameters(), self._moments)  # what is not computed yet would be anew at each step
 
     @property
     def size(self) -> int:
@@ -169,8 +171,11 @@ class MlxSession:
             if counted:
                 self._used, self._cells = self._used + found.used, self._cells + tokens.size
             rows = _padded(found.rows)
+            shares = self._takes_layouts and not self._recomputes
+            shared = found.shared // SHARED * SHARED if shares else 0
             yield {
-                "tokens": mx.array(tokens),
+                "opening": mx.array(tokens[:1, :shared]) if shared else None,
+                "tokens": mx.array(tokens[:, shared:]),
                 "visible": None if visible is None else mx.array(visible),
                 "at": mx.array(rows.at),
                 "rows": {name: getattr(HeadRows.of(rows), name) for name in HeadRows.__slots__},
@@ -178,13 +183,23 @@ class MlxSession:
             }
 
     def _hidden(self, weights: Weights, arrays: Arrays) -> mx.array:
-        """(R, H) The hidden state that each loss row predicts from."""
+        """(R, H) The hidden state that each loss row predicts from.
+
+        What all texts begin with, such as the chat template's header, is computed once; its gradient is the sum of
+        theirs.
+        """
         if self._settings.method == "full":
             weights = {name: weight.astype(compute_dtype()) for name, weight in weights.items()}
         self._model.update(tree_unflatten(list(weights.items())))
-        visible = arrays["visible"]
-        cache = None if visible is None else [Beside(visible)] * len(self._model.layers)
-        hidden = body_of(self._model)(arrays["tokens"], cache=cache)
+        body, layers, tokens = body_of(self._model), len(self._model.layers), arrays["tokens"]
+        if arrays["opening"] is not None:
+            openings = [Opening() for _ in range(layers)]
+            first = body(arrays["opening"], cache=openings)
+            first = mx.broadcast_to(first, (len(tokens), *first.shape[1:]))
+            hidden = mx.concatenate([first, body(tokens, cache=openings)], axis=1)
+        else:
+            visible = arrays["visible"]
+            hidden = body(tokens, cache=None if visible is None else [Beside(visible)] * layers)
         found: mx.array = hidden.reshape(-1, hidden.shape[-1])[arrays["at"]]
         return found
 
