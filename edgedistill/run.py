@@ -38,7 +38,18 @@ __all__ = [
 
 State = Literal["missing", "partial", "done", "stale"]
 STAGE_FILE = "stage.json"
-RECORDED = ("edgedistill", "llama-cpp-python", "torch", "transformers", "peft", "gguf", "llguidance", "numpy")
+RECORDED = (
+    "edgedistill",
+    "llama-cpp-python",
+    "torch",
+    "transformers",
+    "peft",
+    "mlx",
+    "mlx-lm",
+    "gguf",
+    "llguidance",
+    "numpy",
+)
 
 
 class Progress(Protocol):

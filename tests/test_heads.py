@@ -274,43 +274,6 @@ def mlx_bfloat16(hidden: Array, head: Array, rows: Rows, how: Divergence) -> tup
     return float(np.array(total)) / 2, np.array(slope.astype(mx.float32))
 
 
-def test_logprobs_of_tokens_and_their_gradient_are_the_dense_ones(backend: str) -> None:
-    import torch
-
-    hidden, head = inputs(14)
-    token, weights = rows_of(15).token, np.random.default_rng(0).standard_normal(ROWS).astype(np.float32)
-    h = torch.tensor(hidden, dtype=torch.float64, requires_grad=True)
-    expected = (h @ torch.tensor(head, dtype=torch.float64).T).log_softmax(-1)[range(ROWS), token.astype(np.int64)]
-    (expected * torch.tensor(weights)).sum().backward()
-    found, slope = {"torch": torch_logprobs, "mlx": mlx_logprobs}[backend](hidden, head, token, weights)
-    assert apart(found, expected.detach().numpy()) < EXACT
-    assert apart(slope, h.grad.numpy()) < EXACT
-
-
-def torch_logprobs(hidden: Array, head: Array, token: Array, weights: Array) -> tuple[Array, Array]:
-    import torch
-
-    from edgedistill.students.torch_head import head_logprobs
-
-    h = torch.from_numpy(hidden).requires_grad_()
-    found = head_logprobs(h, torch.from_numpy(head), torch.from_numpy(token.astype(np.int64)))
-    (found * torch.from_numpy(weights)).sum().backward()
-    return found.detach().numpy(), h.grad.numpy()
-
-
-def mlx_logprobs(hidden: Array, head: Array, token: Array, weights: Array) -> tuple[Array, Array]:
-    import mlx.core as mx
-
-    from edgedistill.students.mlx_head import Head, head_logprobs
-
-    def weighed(hidden: Any) -> Any:
-        found = head_logprobs(hidden, Head(mx.array(head)), mx.array(token), CHUNK)
-        return (found * mx.array(weights)).sum(), found
-
-    (_, found), slope = mx.value_and_grad(weighed)(mx.array(hidden))
-    return np.array(found), np.array(slope)
-
-
 # -- memory
 
 

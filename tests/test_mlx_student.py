@@ -272,6 +272,21 @@ def test_only_relative_positions_go_into_one_sequence(base: Path, tmp_path: Path
 # -- what it cannot train
 
 
+def test_rotations_are_read_under_both_of_their_names(tmp_path: Path) -> None:
+    rows = [list(row.tokens) for row in examples(2)]
+    logits = []
+    for number, (old, new) in enumerate(((500.0, None), (None, 500.0), (10000.0, None))):
+
+        def state(config: dict[str, Any], old: float | None = old, new: float | None = new) -> None:
+            del config["rope_theta"]
+            config.update({"rope_theta": old} if old else {"rope_parameters": {"rope_theta": new}})
+
+        folder = edited(pico_hf_folder(tmp_path / str(number)), "config.json", state)
+        logits.append(student(folder).logits(folder, rows))
+    assert np.array_equal(logits[0], logits[1])
+    assert not np.allclose(logits[0], logits[2])
+
+
 def test_an_architecture_that_mlx_lm_does_not_know_is_refused(tmp_path: Path) -> None:
     folder = pico_hf_folder(tmp_path / "base")
     edited(folder, "config.json", lambda config: config.update(model_type="unheard_of"))

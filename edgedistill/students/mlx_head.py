@@ -15,7 +15,7 @@ import mlx.core as mx
 from .divergence import Divergence, divergence
 from .lessons import Rows
 
-__all__ = ["Head", "HeadRows", "head_logprobs", "head_loss", "head_value"]
+__all__ = ["Head", "HeadRows", "head_loss", "head_value"]
 
 CHUNK_BYTES = 16 << 20
 """Float32 logits of one piece. MLX makes room for some pieces before it has computed the first."""
@@ -131,26 +131,6 @@ def head_value(
         pieces.append(_losses(head.logits(here).astype(mx.float32), rows.part(begin, begin + size), how)[0])
     each = mx.concatenate(pieces)
     return _total(each, rows), each
-
-
-def head_logprobs(hidden: mx.array, head: Head, token: mx.array, chunk: int | None = None) -> mx.array:
-    """The log-probability of each row's token: float32 of shape (R,), with a gradient to `hidden` alone."""
-    ones = mx.ones(token.shape, mx.float32)
-    rows = HeadRows(token, ones, ones, None, ones, ones)
-    found: list[mx.array] = []
-
-    @mx.custom_function  # type: ignore[untyped-decorator]
-    def value(hidden: mx.array) -> mx.array:
-        each, slope, _ = _walked(hidden, head, rows, Divergence(), chunk or _fitting(head))
-        found.append(slope)
-        return -each[:, 0]
-
-    @value.vjp  # type: ignore[untyped-decorator]
-    def slopes(primal: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-        return (found[-1] * -cotangent[:, None]).astype(primal.dtype)
-
-    logprobs: mx.array = value(hidden)
-    return logprobs
 
 
 def _fitting(head: Head) -> int:

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import MissingRequirement
+from ..errors import InvalidInput, MissingRequirement
 from ..hardware import compute_dtype, device
 from ..recipe import TrainSettings
 from ..run import cores, no_room
 from . import Estimate, Exam, Report, TrainingData
 from .divergence import Divergence
 from .initial import lora_a
-from .lessons import Batch, Lesson, collated
+from .lessons import Batch, Lesson, collated, paths
 from .merge import merge_adapter
 from .torch_chunks import with_chunks
 from .torch_head import HeadRows, head_loss
@@ -60,6 +60,7 @@ class TorchStudent:
         model = _quantized(self._base) if settings.method == "qlora" else self._load(compute_dtype(torch))
         if device(torch) == "cpu" and max(len(example.tokens) for example in data.train) <= SHORT:
             model.set_attn_implementation("eager")
+        _must_be_plain(self._base, model)
         session = _Session(model, settings, data.seed)
         summary = run_training(session, data, settings, out, report)
         dtype = str(compute_dtype(torch)).removeprefix("torch.")
@@ -87,6 +88,9 @@ class _Session:
     def __init__(self, model: Any, settings: TrainSettings, seed: int) -> None:
         self._settings = settings
         self._rows, self._recomputes = settings.micro_batch, False
+        # a layer with a window, or with a state instead of attention, has another mask than ours, and another cache
+        layers = getattr(model.config, "layer_types", None) or ()
+        self._looks_back_freely = set(layers) <= {"full_attention"}
         self._how = Divergence(settings.divergence, settings.beta, settings.temperature)
         self._model = model.float() if settings.method == "full" else _with_adapter(model, settings, seed)
         # an adapter is small: its master weights and their moments stay in float32 whatever the base computes in
@@ -156,7 +160,9 @@ class _Session:
 
     def _summed(self, lessons: Sequence[Lesson]) -> torch.Tensor:
         """The weighted sum of the losses of all rows."""
-        batch = collated(lessons, packed=self._settings.packing)
+        if not self._looks_back_freely:
+            lessons = [path for lesson in lessons for path in paths(lesson)]
+        batch = collated(lessons, packed=self._settings.packing and self._looks_back_freely)
         backbone, head = _backbone_and_head(self._model)
         dtype = compute_dtype(torch)
         with torch.autocast(device(torch), dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -175,7 +181,7 @@ class _Session:
         What all texts begin with, such as the chat template's header, is computed once and shared; its gradient is
         the sum of theirs. Only the last of its states is told, for no row before it is learned.
         """
-        shared = 0 if self._recomputes else batch.shared
+        shared = batch.shared if self._looks_back_freely and not self._recomputes else 0
         inputs = _inputs(batch, dtype)
         if shared < WORTH_SHARING:
             found: torch.Tensor = backbone(**inputs, use_cache=False).last_hidden_state
@@ -243,6 +249,18 @@ class _Session:
 
             folder.mkdir(parents=True, exist_ok=True)
             save_file({n: w.detach().contiguous() for n, w in self._weights.items()}, folder / "model.safetensors")
+
+
+def _must_be_plain(folder: Path, model: Any) -> None:
+    """Raise InvalidInput where a model's logits are more than its last hidden state times its head."""
+    with torch.no_grad():
+        ids = torch.tensor([[0, 1, 2, 3]], device=device(torch))
+        backbone, head = _backbone_and_head(model)
+        ours = head(backbone(input_ids=ids, use_cache=False).last_hidden_state)
+        whole = model(input_ids=ids, use_cache=False).logits
+    largest = float(whole.abs().max())
+    if math.isfinite(largest) and float((ours - whole).abs().max()) > 1e-2 * largest:
+        raise InvalidInput(f"{folder}: '{model.config.model_type}' scales or caps its logits", "Use another student.")
 
 
 def _parts_of(lessons: Sequence[Lesson], size: int) -> Iterator[Sequence[Lesson]]:

@@ -15,7 +15,7 @@ import torch
 from .divergence import Divergence, divergence
 from .lessons import Rows
 
-__all__ = ["HeadRows", "head_logprobs", "head_loss"]
+__all__ = ["HeadRows", "head_loss"]
 
 CHUNK_BYTES = 32 << 20
 """Float32 logits that are held at once."""
@@ -68,12 +68,6 @@ def head_loss(
     size = chunk or max(1, CHUNK_BYTES // (4 * head.shape[0]))
     total, each = _HeadLoss.apply(hidden, head, rows, how, size)
     return total, each
-
-
-def head_logprobs(hidden: torch.Tensor, head: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """The log-probability of each row's token: float32 of shape (R,), with a gradient to `hidden` alone."""
-    found: torch.Tensor = _HeadLogprobs.apply(hidden, head, token, max(1, CHUNK_BYTES // (4 * head.shape[0])))
-    return found
 
 
 class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
@@ -149,26 +143,3 @@ def _loss_and_gradient(logits: torch.Tensor, rows: HeadRows, how: Divergence) ->
     weights.scatter_(1, rows.ids, torch.where(present, slopes, slopes[:, :1]))
     weights.scatter_add_(1, own, -rows.ce[:, None])
     return torch.stack([ce, value], dim=1)
-
-
-class _HeadLogprobs(torch.autograd.Function):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, token: torch.Tensor, chunk: int) -> torch.Tensor:
-        slope = torch.empty_like(hidden)
-        found = hidden.new_empty(len(hidden), dtype=torch.float32)
-        for begin in range(0, len(hidden), chunk):
-            part = slice(begin, begin + chunk)
-            logits = (hidden[part] @ head.t()).float()
-            own = token[part, None]
-            log_total = logits.logsumexp(dim=1, keepdim=True)
-            found[part] = (logits.gather(1, own) - log_total)[:, 0]
-            weights = logits.sub_(log_total).exp_().neg_()
-            weights.scatter_add_(1, own, torch.ones_like(log_total))
-            slope[part] = weights.to(head.dtype) @ head
-        ctx.save_for_backward(slope)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, each: torch.Tensor) -> Any:
-        (slope,) = ctx.saved_tensors
-        return (slope * each[:, None]).to(slope.dtype), None, None, None
