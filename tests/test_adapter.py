@@ -85,7 +85,7 @@ def test_a_second_round_trip_is_the_first_one_again(base: Path, tmp_path: Path, 
 BITS = st.integers(0, 2**32 - 1)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=12)
 @given(
     form=st.sampled_from(["peft", "mlx"]),
     kind=st.sampled_from(["F32", "F16", "BF16"]),
