@@ -1,10 +1,12 @@
-"""What torch computes with on this machine. torch is handed in: it is imported only where teachers and students are."""
+"""What this machine computes with. torch is handed in: it is imported only where teachers and students are."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
-__all__ = ["compute_dtype", "device"]
+__all__ = ["compute_dtype", "device", "has_slow_blas"]
 
 
 def device(torch: Any) -> str:
@@ -22,3 +24,13 @@ def compute_dtype(torch: Any) -> Any:
         return torch.float32
     flags = torch.cpu.get_capabilities()
     return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16") else torch.float32
+
+
+def has_slow_blas() -> bool:
+    """Whether MLX would compute by the reference BLAS that its Linux wheel brings: none that is fast is preloaded."""
+    if sys.platform != "linux":
+        return False
+    loaded = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").lower().splitlines()
+    # numpy's own copy has names that MLX does not ask for
+    others = [line for line in loaded if "numpy" not in line and "scipy" not in line]
+    return not any(name in line for line in others for name in ("openblas", "libmkl", "libblis"))

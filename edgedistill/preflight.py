@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .chat import with_system
 from .errors import InvalidInput, MissingRequirement, Stopped, Unsafe
+from .hardware import has_slow_blas
 from .llamacpp.grammar import require_decodable
 from .llamacpp.importer import require_importable
 from .llamacpp.writer import require_writable
@@ -175,7 +176,9 @@ def _backends(recipe: Recipe, run: Run) -> str:
         require_teacher(teacher)
     require_student(recipe.student)
     backends = " and ".join(dict.fromkeys(teacher.backend for teacher in recipe.teachers))
-    return f"teacher {backends}, student {recipe.student.backend}"
+    uses_mlx = "mlx" in (recipe.student.backend, *(teacher.backend for teacher in recipe.teachers))
+    slow = "; warning: MLX's own BLAS is slow on Linux, preload OpenBLAS (see the README)"
+    return f"teacher {backends}, student {recipe.student.backend}{slow if uses_mlx and has_slow_blas() else ''}"
 
 
 def _licences(recipe: Recipe, run: Run) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pico_recipe import PicoModels, edit, write_pico_recipe
 
 from edgedistill import preflight
 from edgedistill.errors import GateMissed, InvalidInput, MissingRequirement, Unsafe
+from edgedistill.hardware import has_slow_blas
 from edgedistill.preflight import check, estimated_disk, estimated_memory
 from edgedistill.recipe import load_recipe
 from edgedistill.run import Run
@@ -221,3 +223,12 @@ def test_a_folder_is_no_gguf_and_a_gguf_no_folder(models: PicoModels, tmp_path: 
         found(ask(recipe, f'model = "{models.student}"\n'))
     with pytest.raises((InvalidInput, Unsafe)):
         found(ask(recipe, f'backend = "transformers"\nmodel = "{models.teacher}"\n'))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX brings a fast one")
+def test_mlx_without_a_fast_blas_is_warned_of(pico_recipe: Path) -> None:
+    pytest.importorskip("mlx_lm")
+    edit(pico_recipe / "recipe.toml", "[student]", '[student]\nbackend = "mlx"')
+    said = found(pico_recipe)["backends"]
+    assert said.startswith("teacher llamacpp, student mlx")
+    assert ("preload OpenBLAS" in said) == has_slow_blas()

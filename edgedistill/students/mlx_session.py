@@ -23,13 +23,12 @@ from .mlx_chunks import chunk_arrays, with_chunks
 from .mlx_head import Head, HeadRows, head_loss, head_value
 from .mlx_memory import StepCost, free_bytes, step_cost, used_bytes
 from .mlx_model import Beside, Opening, body_of, compute_dtype, head_of, takes_layouts
-from .training import Loss
+from .training import ROOM, Loss, fitting
 
 __all__ = ["MlxSession", "rounded_up"]
 
 CLIP, CLIP_EPS = 1.0, 1e-6  # as torch.nn.utils.clip_grad_norm_
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # as torch.optim.AdamW
-ROOM = 0.8  # share of the free memory that a step may take
 SHARED = 4  # what all texts of a batch begin with is computed once in multiples of so many tokens: few shapes
 CLEARED = 64  # steps between two times that freed memory goes back to the system
 
@@ -75,11 +74,7 @@ class MlxSession:
         settings, length = self._settings, max(map(len, largest))
         cost, loaded, room = step_cost(self._tried, self._weights, largest[0]), used_bytes(), free_bytes() * ROOM
         if settled is None:
-            rows = settings.micro_batch or settings.batch_size
-            while not settings.micro_batch and rows > 1 and self._bytes(cost, rows, length) > room:
-                rows = -(-rows // 2)
-            is_tight = settings.gradient_checkpointing == "auto" and self._bytes(cost, rows, length) > room
-            settled = {"micro_batch": rows, "recomputed": self._recomputes or is_tight}
+            settled = fitting(settings, settings.batch_size, lambda rows: self._bytes(cost, rows, length), room)
         if settled["recomputed"] and not self._recomputes:
             self._recomputes = True
             self._gradient = mx.compile(self._traced_gradient)

@@ -29,13 +29,12 @@ from .merge import merge_adapter
 from .torch_chunks import with_chunks
 from .torch_head import HeadRows, head_loss
 from .torch_memory import free_bytes, peak_bytes, step_cost, used_bytes
-from .training import Loss, run_training
+from .training import ROOM, Loss, fitting, run_training
 
 __all__ = ["TorchStudent", "load", "pretrained"]
 
 CLIP = 1.0
 WORTH_SHARING = 4  # tokens that all texts of a batch begin with, from which on to compute them once pays
-ROOM = 0.8  # share of the free memory that a step may take
 SHORT = 256  # tokens; up to here plain attention beats torch's fused one on a CPU, whose backward pass is slow
 
 
@@ -111,18 +110,18 @@ class _Session:
             self._compute_twice()
         cost = step_cost(self._model, self._summed, largest[0])
         loaded, room = used_bytes(), free_bytes() * ROOM
+
+        def taken(rows: int) -> int:
+            return cost.bytes(1, rows * length) if settings.packing else cost.bytes(rows, length)
+
         if settled is None:
-            rows = settings.micro_batch or len(largest)
-            while not settings.micro_batch and rows > 1 and cost.bytes(rows, length) > room:
-                rows = -(-rows // 2)
-            is_tight = settings.gradient_checkpointing == "auto" and cost.bytes(rows, length) > room
-            settled = {"micro_batch": rows, "recomputed": is_tight or settings.gradient_checkpointing == "on"}
+            settled = fitting(settings, len(largest), taken, room)
         if settled["recomputed"] and settings.gradient_checkpointing == "auto":
             self._compute_twice()
             cost = step_cost(self._model, self._summed, largest[0])
         self._rows = settled["micro_batch"]
         seconds = cost.seconds_per_token * sum(map(len, largest))
-        return settled, Estimate(loaded + cost.bytes(self._rows, length), seconds)
+        return settled, Estimate(loaded + taken(self._rows), seconds)
 
     def _compute_twice(self) -> None:
         """Keep each layer's input alone for the backward pass: gradient checkpointing, arXiv 1604.06174."""

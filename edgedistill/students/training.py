@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,10 @@ from . import Estimate, Exam, Report, TrainingData, TrainStep, checkpoints
 from .batching import epoch_batches, lengths_of, padded_share
 from .lessons import Lesson
 
-__all__ = ["Loss", "Session", "learning_rate", "run_training"]
+__all__ = ["ROOM", "Loss", "Session", "fitting", "learning_rate", "run_training"]
+
+
+ROOM = 0.8  # share of the free memory that a step may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,22 @@ class Session(Protocol):
 
     def save_adapter(self, folder: Path) -> None:
         """Write what was learned."""
+
+
+def fitting(settings: TrainSettings, rows: int, taken: Callable[[int], int], room: float) -> dict[str, Any]:
+    """How a batch of so many texts is computed, for `Session.settle`: fewer at once, until they fit into `room` bytes;
+    and, where not even one does, with activations computed twice. `taken` tells the bytes of some at once.
+
+    >>> fitting(TrainSettings(), 16, lambda rows: 100 * rows, 900)
+    {'micro_batch': 8, 'recomputed': False}
+    >>> fitting(TrainSettings(), 16, lambda rows: 100 * rows, 90)
+    {'micro_batch': 1, 'recomputed': True}
+    """
+    count = settings.micro_batch or rows
+    while not settings.micro_batch and count > 1 and taken(count) > room:
+        count = -(-count // 2)
+    is_tight = settings.gradient_checkpointing == "auto" and taken(count) > room
+    return {"micro_batch": count, "recomputed": settings.gradient_checkpointing == "on" or is_tight}
 
 
 @dataclass(frozen=True)
