@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["compute_dtype", "device", "has_slow_blas"]
+__all__ = ["compute_dtype", "device", "has_slow_blas", "peak_memory"]
 
 
 def device(torch: Any) -> str:
@@ -24,6 +24,18 @@ def compute_dtype(torch: Any) -> Any:
         return torch.float32
     flags = torch.cpu.get_capabilities()
     return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16") else torch.float32
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far."""
+    import psutil
+
+    try:
+        import resource
+    except ImportError:  # Windows keeps the peak elsewhere
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def has_slow_blas() -> bool:

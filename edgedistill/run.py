@@ -88,6 +88,24 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that has its name once the block has ended without an error; nothing may have it before.
+
+    Raises EdgeDistillError that names the folder where the disk is full or not writable.
+    """
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.rename(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise no_room(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def no_room(path: Path, error: OSError) -> EdgeDistillError:
     """The error a user sees when a file could not be written: resumable where the disk is full."""
     reason = error.strerror or str(error)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pico import pico_gguf, silent
 from pico_recipe import PicoModels, edit, write_pico_recipe
+from required import required_or_skipped
 
 from edgedistill import preflight
 from edgedistill.errors import GateMissed, InvalidInput, MissingRequirement, Unsafe
@@ -227,8 +228,15 @@ def test_a_folder_is_no_gguf_and_a_gguf_no_folder(models: PicoModels, tmp_path: 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX brings a fast one")
 def test_mlx_without_a_fast_blas_is_warned_of(pico_recipe: Path) -> None:
-    pytest.importorskip("mlx_lm")
+    required_or_skipped("mlx", ("mlx_lm",))
     edit(pico_recipe / "recipe.toml", "[student]", '[student]\nbackend = "mlx"')
     said = found(pico_recipe)["backends"]
     assert said.startswith("teacher llamacpp, student mlx")
     assert ("preload OpenBLAS" in said) == has_slow_blas()
+
+
+def test_odds_that_no_server_tells_are_not_learned(pico_recipe: Path) -> None:
+    ask(pico_recipe, SERVER.format(url=HTTPS))
+    edit(pico_recipe / "recipe.toml", "[train]\n", '[train]\nloss = "soft"\n')
+    with pytest.raises(InvalidInput, match="the odds of every answer, which the 'openai' backend does not tell"):
+        check(load_recipe(pico_recipe), run_of(pico_recipe))

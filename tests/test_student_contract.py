@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pico import pico_hf_folder
+from pico_lessons import END, VOCABULARY, closed_lesson, runs_lesson, soft_lesson
 from required import required_or_skipped
 
 from edgedistill.recipe import StudentSettings, TrainSettings
 from edgedistill.students import BACKENDS, Exam, TrainingData, TrainStep, load_student
-from edgedistill.students.chunks import Chunks
 from edgedistill.students.encode import EncodedExample
-from edgedistill.students.lessons import Lesson, answers_lesson, hard_lesson
+from edgedistill.students.lessons import Lesson, hard_lesson
 
 Array = NDArray[Any]
 Curve = tuple[list[float], dict[str, Array]]
 Tokens = tuple[int, ...]
 
-VOCABULARY, END = 290, 2
 SETTINGS = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=4, rank=4, alpha=8.0, checkpoint_steps=50)
 EXACT = 1e-4
 
@@ -39,35 +39,6 @@ def examples(count: int, seed: int = 0, opening: Tokens = ()) -> list[EncodedExa
         start = len(opening) + length - int(source.integers(3, 8))
         found.append(EncodedExample(str(number), (*opening, *tokens), start))
     return found
-
-
-def soft_lesson(example: EncodedExample) -> Lesson:
-    """Random distributions of up to eight tokens and a tail, beside the text."""
-    source, plain = np.random.default_rng(int(example.id)), hard_lesson(example)
-    count, kept = len(plain.rows), int(source.integers(2, 9))
-    ids = np.stack([source.choice(VOCABULARY, kept, replace=False) for _ in range(count)]).astype(np.int32)
-    logs = np.log(source.dirichlet(np.ones(kept + 1), count)).astype(np.float32)
-    weights = np.full((2, count), [[0.3], [0.7]], np.float32)
-    rows = replace(plain.rows, ce=weights[0], soft=weights[1], ids=ids, logprobs=logs[:, :-1], tail=logs[:, -1])
-    return replace(plain, rows=rows)
-
-
-def closed_lesson(example: EncodedExample) -> Lesson:
-    """Four answers that branch off behind the prompt."""
-    source = np.random.default_rng(int(example.id))
-    shares = source.dirichlet(np.ones(4)).tolist()
-    answers = {(*source.integers(3, VOCABULARY, 3).tolist(), END): share for share in shares}
-    return answers_lesson(example.id, example.tokens[: example.start], answers)
-
-
-def runs_lesson(example: EncodedExample) -> Lesson:
-    """The first two rows, and the next one, by the probability that a teacher gives to their text."""
-    plain = hard_lesson(example)
-    ce = plain.rows.ce.copy()
-    ce[:3] = 0.25
-    logprob, weight = np.log(np.array([0.4, 0.7], np.float32)), np.array([0.75, 0.75], np.float32)
-    runs = Chunks(np.array([[0, 2], [2, 3]], np.int32), logprob, weight)
-    return replace(plain, rows=replace(plain.rows, ce=ce), chunks=runs)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -167,6 +138,24 @@ def test_a_batch_in_one_sequence_teaches_what_padded_ones_do(
     plain = trained(backend, base, tmp_path / "plain", data)
     packed = trained(backend, base, tmp_path / "packed", data, packing=True)
     assert_alike(packed, plain, base)
+
+
+def test_torch_computes_what_all_texts_begin_with_once_a_step(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    required_or_skipped("torch", BACKENDS["torch"][0])
+    embedding = import_module("torch").nn.Embedding
+    whole, sizes = embedding.forward, list[tuple[int, ...]]()
+
+    def watched(self: Any, ids: Any) -> Any:
+        sizes.append(tuple(ids.shape))
+        return whole(self, ids)
+
+    monkeypatch.setattr(embedding, "forward", watched)
+    trained("torch", base, tmp_path, data_of(opening=tuple(range(3, 13))), epochs=1)
+    steps = [(one, other) for one, other in pairwise(sizes) if one == (1, 10)]
+    assert len(steps) == 4  # three to learn from, one to measure
+    assert all(other[0] in (3, 4) and other[1] < 24 for _, other in steps)
 
 
 def test_a_batch_in_parts_teaches_what_it_does_at_once(backend: str, base: Path, tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ Quantized weights are computed back to plain numbers; that does not restore what
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,10 +45,8 @@ def import_gguf(path: Path, out: Path, progress: run.Progress) -> None:
     gguf, words, config, places = _prepared(path)
     if out.exists():
         raise InvalidInput(f"{out}: is there already", "Remove it, or name another folder.")
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        _write_weights(gguf, places, config, (partial / "model.safetensors", progress))
+    with run.whole_folder(out) as folder:
+        _write_weights(gguf, places, config, (folder / "model.safetensors", progress))
         roles = {f"{role}_token_id": number for role, number in words.ids.items() if role != "unk"}
         files = {
             "config.json": config,
@@ -58,13 +54,7 @@ def import_gguf(path: Path, out: Path, progress: run.Progress) -> None:
             **vocabulary.tokenizer_files(words, config["max_position_embeddings"]),
         }
         for name, content in files.items():
-            run.write_whole(partial / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
-        os.rename(partial, out)
-        run.sync_folder(out.parent)
-    except OSError as error:
-        raise run.no_room(out, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            run.write_whole(folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def require_importable(path: Path) -> str:

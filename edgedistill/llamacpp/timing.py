@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EdgeDistillError
+from ..hardware import peak_memory
 from ..records import Message, Prompt
 from .child import child_environment, end_with_parent
 
@@ -141,18 +142,7 @@ def main() -> None:
                         "completion_tokens": len(answer.tokens),
                     }
                 )
-    _tell({"peak_memory_bytes": _peak_memory()})
-
-
-def _peak_memory() -> int:
-    import psutil
-
-    try:
-        import resource
-    except ImportError:  # Windows keeps the peak elsewhere
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    _tell({"peak_memory_bytes": peak_memory()})
 
 
 def _tell(record: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from ..students.encode import EncodedExample, Encoder
 from ..students.lessons import Lesson, aligned_lesson, answers_lesson, cooled, text_lesson
 from ..students.packed import PackedExamples, packed
 from ..targets import Targets, decode
+from ..teachers import BACKENDS
 from .teach import STORE
 
 __all__ = ["TaughtRows", "require_taught"]
@@ -38,6 +39,12 @@ def require_taught(recipe: Recipe) -> str:
             raise InvalidInput(
                 f"{where}: the odds of closed answers are learned by 'forward_kl' at temperature 1",
                 "Leave train.divergence and train.temperature out; train.answer_temperature softens the odds.",
+            )
+        mute = [teacher.backend for teacher in recipe.teachers if not BACKENDS[teacher.backend].scores]
+        if mute:
+            raise InvalidInput(
+                f"{where} needs the odds of every answer, which the '{mute[0]}' backend does not tell",
+                'Write loss = "hard", or choose another backend for this teacher.',
             )
         return f"{settings.loss}: the odds of every answer"
     if recipe.teach.targets == "none":

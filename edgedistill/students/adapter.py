@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from ..errors import InvalidInput
 from ..llamacpp.weights import SIZES, Tensor, read_rows
 from ..models.safetensors_header import read_safetensors_header
 from ..records import digest, read_json
-from ..run import no_room, sync_folder, whole_file, write_whole
+from ..run import whole_file, whole_folder, write_whole
 
 __all__ = ["CONFIG", "FORMS", "Adapter", "Form", "LowRank", "convert_adapter", "low_rank", "read_adapter"]
 
@@ -153,20 +151,12 @@ def convert_adapter(source: Path, out: Path, to: Form) -> Adapter:
     if out.exists():
         raise InvalidInput(f"{out}: is there already", "Remove it, or name another folder.")
     config = (source / CONFIG).read_bytes().decode()
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        with whole_file(partial / WEIGHTS[to]) as file:
+    with whole_folder(out) as folder:
+        with whole_file(folder / WEIGHTS[to]) as file:
             _write_tensors(file, adapter, to)
         kept = {"form": adapter.form, "key": adapter.key, "config": config}
-        write_whole(partial / KEPT, json.dumps(kept, indent=2, ensure_ascii=False).encode())
-        write_whole(partial / CONFIG, _config(adapter, json.loads(config), to).encode())
-        os.rename(partial, out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise no_room(out, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_whole(folder / KEPT, json.dumps(kept, indent=2, ensure_ascii=False).encode())
+        write_whole(folder / CONFIG, _config(adapter, json.loads(config), to).encode())
     return read_adapter(out)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInput
 from ..llamacpp.weights import SIZES, Tensor, find_tensors, write_safetensors
 from ..llamacpp.writer import IGNORED
-from ..run import no_room, sync_folder, write_whole
+from ..run import whole_folder, write_whole
 
 __all__ = ["FolderWeights", "Rows", "base_tensors", "write_folder"]
 
@@ -64,22 +63,14 @@ def write_folder(out: Path, base: Path, config: dict[str, Any], weights: FolderW
     """
     if out.exists():
         raise InvalidInput(f"{out}: is there already", "Remove it, or name another folder.")
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     config = {**config, "dtype": weights.dtype, "torch_dtype": weights.dtype}  # the new name and the old one
     config.pop("quantization_config", None)
-    try:
-        partial.mkdir(parents=True)
-        _write_weights(partial, weights)
-        write_whole(partial / "config.json", _json(config))
+    with whole_folder(out) as folder:
+        _write_weights(folder, weights)
+        write_whole(folder / "config.json", _json(config))
         for name in TOKENIZER_FILES:
             if (base / name).is_file():
-                shutil.copyfile(base / name, partial / name)
-        os.rename(partial, out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise no_room(out, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+                shutil.copyfile(base / name, folder / name)
 
 
 def _write_weights(folder: Path, weights: FolderWeights) -> None:

@@ -29,7 +29,6 @@ __all__ = [
     "collated",
     "cooled",
     "hard_lesson",
-    "head_of",
     "paths",
     "text_lesson",
 ]
@@ -292,15 +291,6 @@ def paths(lesson: Lesson) -> list[Lesson]:
         rows = replace(rows, at=np.array([place[at] for at in rows.at.tolist()], np.int32))
         found.append(Lesson(lesson.id, lesson.tokens[chain], np.arange(-1, len(chain) - 1, dtype=np.int32), rows))
     return found
-
-
-def head_of(lesson: Lesson, length: int) -> Lesson:
-    """A text of exactly `length` tokens, a lesson's first ones or repeated, of which all but one are learned.
-
-    It teaches nothing: it is for measuring what a step takes.
-    """
-    tokens = np.resize(lesson.tokens, length)
-    return text_lesson(lesson.id, tokens.tolist(), 1)
 
 
 def _picked(rows: Rows, wanted: NDArray[np.intp]) -> Rows:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import psutil
 
+from ..hardware import peak_memory
 from .lessons import Lesson, text_lesson
 from .mlx_head import CHUNK_BYTES
 
@@ -75,10 +74,7 @@ def free_bytes() -> int:
 
 def peak_bytes() -> int:
     """The most that was held there so far."""
-    if _has_gpu():
-        return int(mx.get_peak_memory())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return int(mx.get_peak_memory()) if _has_gpu() else peak_memory()
 
 
 def _has_gpu() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ..run import no_room, sync_folder
+from ..run import whole_folder
 from .encode import EncodedExample
 
 __all__ = ["PackedExamples", "packed"]
@@ -70,17 +69,9 @@ def packed(folder: Path, examples: Iterable[EncodedExample]) -> PackedExamples:
     found = _whole(folder)
     if found is not None:
         return found
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        partial.mkdir(parents=True)
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    with whole_folder(folder) as partial:
         _write(partial, examples)
-        os.replace(partial, folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise no_room(folder, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return PackedExamples(folder)
 
 

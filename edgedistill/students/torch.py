@@ -178,7 +178,7 @@ class _Session:
         """The last hidden state of every cell, (B, L, H).
 
         What all texts begin with, such as the chat template's header, is computed once and shared; its gradient is
-        the sum of theirs. Only the last of its states is told, for no row before it is learned.
+        the sum of theirs.
         """
         shared = batch.shared if self._looks_back_freely and not self._recomputes else 0
         inputs = _inputs(batch, dtype)

@@ -154,7 +154,7 @@ class _Course:
             session.read(found[0])
             self.step, self.metrics = found[1]["step"], found[1]["metrics"]
         largest = plan.largest()
-        self._settled, estimate = session.settle(largest, found[1]["settled"] if found is not None else None)
+        self._settled, estimate = session.settle(largest, found[1].get("settled") if found is not None else None)
         left = plan.tokens() * (plan.steps - self.step) / plan.steps
         self.estimate = replace(estimate, seconds=estimate.seconds / sum(map(len, largest)) * left)
 

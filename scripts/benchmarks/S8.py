@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,15 @@ from safetensors.numpy import load_file
 from edgedistill.recipe import StudentSettings, TrainSettings
 from edgedistill.students import BACKENDS, TrainingData, TrainStep, load_student
 from edgedistill.students import torch as torch_student
-from edgedistill.students.chunks import Chunks
 from edgedistill.students.encode import EncodedExample
-from edgedistill.students.lessons import Lesson, answers_lesson, hard_lesson
+from edgedistill.students.lessons import Lesson, hard_lesson
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 from pico import pico_hf_folder
+from pico_lessons import VOCABULARY, closed_lesson, runs_lesson, soft_lesson
 
 BAR = 1e-4
 STEPS, BATCH, EPOCHS = 50, 4, 5
-VOCABULARY = 290  # ids below it are in the pico model
-END = 2
 
 
 @dataclass(frozen=True)
@@ -45,35 +43,6 @@ class Way:
     settings: dict[str, Any] = field(default_factory=dict)
     architecture: str = "llama"
     tied: bool = True
-
-
-def soft_lesson(example: EncodedExample) -> Lesson:
-    """Random distributions of up to eight tokens and a tail at each row, beside the text."""
-    source, plain = np.random.default_rng(int(example.id)), hard_lesson(example)
-    count, kept = len(plain.rows), int(source.integers(2, 9))
-    ids = np.stack([source.choice(VOCABULARY, kept, replace=False) for _ in range(count)]).astype(np.int32)
-    logs = np.log(source.dirichlet(np.ones(kept + 1), count)).astype(np.float32)
-    weights = np.full((2, count), [[0.3], [0.7]], np.float32)
-    rows = replace(plain.rows, ce=weights[0], soft=weights[1], ids=ids, logprobs=logs[:, :-1], tail=logs[:, -1])
-    return replace(plain, rows=rows)
-
-
-def closed_lesson(example: EncodedExample) -> Lesson:
-    """Four answers with random probabilities, which branch off behind the prompt."""
-    source = np.random.default_rng(int(example.id))
-    shares = source.dirichlet(np.ones(4)).tolist()
-    answers = {(*source.integers(3, VOCABULARY, 3).tolist(), END): share for share in shares}
-    return answers_lesson(example.id, example.tokens[: example.start], answers)
-
-
-def runs_lesson(example: EncodedExample) -> Lesson:
-    """The first two rows, and the next one, by the probability that a teacher gives to their text."""
-    plain = hard_lesson(example)
-    ce = plain.rows.ce.copy()
-    ce[:3] = 0.25
-    logprob, weight = np.log(np.array([0.4, 0.7], np.float32)), np.array([0.75, 0.75], np.float32)
-    runs = Chunks(np.array([[0, 2], [2, 3]], np.int32), logprob, weight)
-    return replace(plain, rows=replace(plain.rows, ce=ce), chunks=runs)
 
 
 WAYS = {
