@@ -297,3 +297,12 @@ def test_the_command_prints_a_table_and_writes_the_page(tmp_path: Path, capsys: 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EdgeDistillError, match="not a run folder"):
         show_report(tmp_path, as_json=False)
+
+
+def test_the_loss_chart_shows_the_score_where_it_was_measured() -> None:
+    points = [{"step": step, "loss": 2.0 / step} for step in range(1, 9)]
+    plain, scored = loss_chart(points), loss_chart([*points[:-1], {**points[-1], "valid_loss": 0.5, "score": 0.75}])
+    assert plain is not None
+    assert scored is not None
+    assert "right answers, %" in scored
+    assert "right answers, %" not in plain

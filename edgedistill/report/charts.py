@@ -87,8 +87,9 @@ def loss_chart(points: Sequence[dict[str, Any]]) -> str | None:
         axes.grid(axis="y")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss, nats per token")
-        _draw_scores(axes, [(row["step"], 100 * row["score"]) for row in points if row.get("score") is not None])
-        axes.legend(frameon=False, loc="upper right")
+        scores = [(row["step"], 100 * row["score"]) for row in points if row.get("score") is not None]
+        _draw_scores(axes, scores)
+        axes.legend(frameon=False, loc="center right" if scores else "upper right")  # scores end on top
 
     return _svg("loss", (5.6, 3.0), draw)
 
