@@ -20,27 +20,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from demo_rows import ROWS, demo_base, demo_rows
-from measure import finish, median_interval, note
+from measure import finish, median_interval
+from training_rate import ALPHA, BATCH, LEARNING_RATE, RANK, Clock, our_rate, rate_of
 
 from edgedistill import hardware
-from edgedistill.recipe import StudentSettings, TrainSettings
+from edgedistill.recipe import StudentSettings
 from edgedistill.run import cores
-from edgedistill.students import TrainingData, TrainStep, load_student
 from edgedistill.students.encode import EncodedExample
-from edgedistill.students.lessons import Lesson, hard_lesson
 
 BARS = {"padded": 1.6, "packed": 1.2}
-BATCH, RANK, ALPHA, RATE = 16, 16, 32.0, 1e-3
 ATTENTION = ("sdpa", "eager")
 OURS = {"padded": "ours", "packed": "ours_packed"}
 
@@ -49,55 +45,14 @@ def theirs(way: str, attention: str) -> str:
     return f"trl_{way}_{attention}"
 
 
-class Clock:
-    """Useful tokens and the time at the end of each step."""
-
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._ends: list[tuple[float, int]] = []
-
-    def add(self, tokens: int) -> None:
-        self._tokens += tokens
-
-    def step_is_over(self) -> None:
-        self._ends.append((time.perf_counter(), self._tokens))
-
-    def rate(self, warm: int) -> float:
-        """Tokens/s of the steps behind the first `warm` ones."""
-        (started, before), (ended, after) = self._ends[warm - 1], self._ends[-1]
-        return (after - before) / (ended - started)
-
-
 def ours(base: Path, rows: Sequence[EncodedExample], side: str, warm: int) -> float:
-    if not side.endswith("own_dtype"):
+    is_own = side.endswith("own_dtype")
+    if not is_own:
         hardware.compute_dtype = lambda torch: torch.float32
-    settings = TrainSettings(
-        epochs=1,
-        learning_rate=RATE,
-        batch_size=BATCH,
-        micro_batch=BATCH,
-        gradient_checkpointing="off",
-        rank=RANK,
-        alpha=ALPHA,
-        packing="packed" in side,
-        checkpoint_steps=len(rows),
-    )
-    clock = Clock()
-
-    def lesson(example: EncodedExample) -> Lesson:
-        clock.add(len(example.tokens))
-        return hard_lesson(example)
-
-    def report(moment: Any) -> None:
-        if isinstance(moment, TrainStep):
-            clock.step_is_over()
-
-    with tempfile.TemporaryDirectory() as out:
-        student = load_student(StudentSettings(model=str(base)), base)
-        summary = student.train(TrainingData(rows, (), 0, lesson), settings, Path(out), report)
-    if not side.endswith("own_dtype") and summary["dtype"] != "float32":
-        sys.exit(f"trained in {summary['dtype']}")
-    return clock.rate(warm)
+    rate, dtype = our_rate(StudentSettings(model=str(base)), rows, warm, "packed" in side)
+    if not is_own and dtype != "float32":
+        sys.exit(f"trained in {dtype}")
+    return rate
 
 
 def trl(base: Path, rows: Sequence[EncodedExample], side: str, warm: int) -> float:
@@ -130,7 +85,7 @@ def trl(base: Path, rows: Sequence[EncodedExample], side: str, warm: int) -> flo
         settings = SFTConfig(
             output_dir=out,
             num_train_epochs=1,
-            learning_rate=RATE,
+            learning_rate=LEARNING_RATE,
             lr_scheduler_type="cosine",
             gradient_checkpointing=False,
             bf16=False,
@@ -165,16 +120,6 @@ def _step_ends(clock: Clock) -> Any:
     return Ends()
 
 
-def rate(side: str) -> float:
-    """Tokens/s of one side, in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{side}: {done.stderr}")
-    found: float = json.loads(done.stdout.splitlines()[-1])
-    note(f"{side}: {found:.1f} tokens/s")
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, required=True, help="the folder with trl, liger-kernel and datasets")
@@ -191,15 +136,17 @@ def main() -> None:
         train = trl if options.side.startswith("trl") else ours
         sys.stdout.write(json.dumps(train(base, rows, options.side, options.warm)) + "\n")
         return
-    first = {theirs(way, attention): rate(theirs(way, attention)) for way in BARS for attention in ATTENTION}
+    first = {
+        theirs(way, attention): rate_of(__file__, theirs(way, attention)) for way in BARS for attention in ATTENTION
+    }
     best = {way: max((theirs(way, attention) for attention in ATTENTION), key=first.__getitem__) for way in BARS}
-    first |= {side: rate(side) for side in OURS.values()}
+    first |= {side: rate_of(__file__, side) for side in OURS.values()}
     rates: dict[str, list[float]] = {side: [] for side in (*OURS.values(), *best.values())}
     for number in range(options.rounds):
         for way in BARS:
             for side in (OURS[way], best[way]) if number % 2 == 0 else (best[way], OURS[way]):
-                rates[side].append(rate(side))
-    own_dtype = {way: round(rate(f"{side}_own_dtype"), 1) for way, side in OURS.items()}
+                rates[side].append(rate_of(__file__, side))
+    own_dtype = {way: round(rate_of(__file__, f"{side}_own_dtype"), 1) for way, side in OURS.items()}
     ratios = {way: median_interval(rates[OURS[way]], rates[best[way]]) for way in BARS}
     value = {way: ratio[0] for way, ratio in ratios.items()}
     finish(

@@ -16,75 +16,29 @@ import argparse
 import contextlib
 import io
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from demo_rows import ROWS, demo_base, demo_rows
-from measure import finish, median_interval, note
+from measure import finish, median_interval
+from training_rate import ALPHA, BATCH, LEARNING_RATE, RANK, Clock, our_rate, rate_of
 
-from edgedistill.recipe import StudentSettings, TrainSettings
-from edgedistill.students import TrainingData, TrainStep, load_student
+from edgedistill.recipe import StudentSettings
 from edgedistill.students.encode import EncodedExample
-from edgedistill.students.lessons import Lesson, hard_lesson
 
 BAR = 1.25
-BATCH, RANK, ALPHA, RATE = 16, 16, 32.0, 1e-3
 SIDES = ("ours", "mlx_lm")
 BLAS = Path("/usr/lib/x86_64-linux-gnu/openblas-pthread/libblas.so.3")
 
 
-class Clock:
-    """Useful tokens and the time at the end of each step."""
-
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._ends: list[tuple[float, int]] = []
-
-    def add(self, tokens: int) -> None:
-        self._tokens += tokens
-
-    def step_is_over(self, *ignored: Any) -> None:
-        self._ends.append((time.perf_counter(), self._tokens))
-
-    def rate(self, warm: int) -> float:
-        """Tokens/s of the steps behind the first `warm` ones."""
-        (started, before), (ended, after) = self._ends[warm - 1], self._ends[-1]
-        return (after - before) / (ended - started)
-
-
 def ours(base: Path, rows: Sequence[EncodedExample], warm: int) -> float:
-    settings = TrainSettings(
-        epochs=1,
-        learning_rate=RATE,
-        batch_size=BATCH,
-        micro_batch=BATCH,
-        gradient_checkpointing="off",
-        rank=RANK,
-        alpha=ALPHA,
-        checkpoint_steps=len(rows),
-    )
-    clock = Clock()
-
-    def lesson(example: EncodedExample) -> Lesson:
-        clock.add(len(example.tokens))
-        return hard_lesson(example)
-
-    def report(moment: Any) -> None:
-        if isinstance(moment, TrainStep):
-            clock.step_is_over()
-
-    with tempfile.TemporaryDirectory() as out:
-        student = load_student(StudentSettings(backend="mlx", model=str(base)), base)
-        summary = student.train(TrainingData(rows, (), 0, lesson), settings, Path(out), report)
-    if summary["dtype"] != "float32":
-        sys.exit(f"trained in {summary['dtype']}")
-    return clock.rate(warm)
+    rate, dtype = our_rate(StudentSettings(backend="mlx", model=str(base)), rows, warm)
+    if dtype != "float32":
+        sys.exit(f"trained in {dtype}")
+    return rate
 
 
 def mlx_lm(base: Path, rows: Sequence[EncodedExample], warm: int) -> float:
@@ -114,7 +68,7 @@ def mlx_lm(base: Path, rows: Sequence[EncodedExample], warm: int) -> float:
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         train(
             model,
-            AdamW(RATE),
+            AdamW(LEARNING_RATE),
             [(list(row.tokens), row.start) for row in rows],
             args=TrainingArgs(
                 batch_size=BATCH,
@@ -127,22 +81,6 @@ def mlx_lm(base: Path, rows: Sequence[EncodedExample], warm: int) -> float:
             training_callback=Ends(),
         )
     return clock.rate(warm)
-
-
-def rate(side: str, blas: Path | None) -> float:
-    """Tokens/s of one side, in a process of its own."""
-    preloaded = {} if blas is None else {"LD_PRELOAD": str(blas)}
-    done = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], "--side", side],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **preloaded},
-    )
-    if done.returncode:
-        sys.exit(f"{side}: {done.stderr}")
-    found: float = json.loads(done.stdout.splitlines()[-1])
-    note(f"{side}: {found:.1f} tokens/s")
-    return found
 
 
 def main() -> None:
@@ -163,10 +101,11 @@ def main() -> None:
     blas = options.blas if sys.platform == "linux" else None
     if blas is not None and not blas.is_file():
         sys.exit(f"{blas} is not there: install libopenblas0-pthread, or name a BLAS with --blas")
+    preloaded = {} if blas is None else {"LD_PRELOAD": str(blas)}
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(options.rounds):
         for side in SIDES if number % 2 == 0 else reversed(SIDES):
-            rates[side].append(rate(side, blas))
+            rates[side].append(rate_of(__file__, side, preloaded))
     value, low, high = median_interval(rates["ours"], rates["mlx_lm"])
     finish(
         "S9",
