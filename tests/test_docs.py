@@ -14,8 +14,9 @@ import pytest
 import edgedistill
 from edgedistill import errors
 from edgedistill.cli import cli
+from edgedistill.contract import QUANT_TYPES
 from edgedistill.models.catalogue import CATALOGUE
-from edgedistill.recipe import QUANT_TYPES, TABLES, Recipe, load_recipe
+from edgedistill.recipe import TABLES, Recipe, load_recipe
 from edgedistill.records import ROW_KEYS, read_prompts
 from edgedistill.stages import STAGES
 

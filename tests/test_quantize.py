@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from pico import pico_gguf, silent
 
+from edgedistill.contract import QUANT_TYPES
 from edgedistill.errors import EdgeDistillError, InvalidInput, MissingRequirement, Stopped
 from edgedistill.llamacpp import quantize as module
 from edgedistill.llamacpp import reader, weights
 from edgedistill.llamacpp.child import Ended, run_child
 from edgedistill.llamacpp.importer import import_gguf
 from edgedistill.llamacpp.quantize import quantize
-from edgedistill.recipe import QUANT_TYPES
 from edgedistill.records import FILE_TYPES
 
 needs_llama_cpp = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama_cpp is not installed")

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from edgedistill import learning
 from edgedistill import recipe as recipe_module
 from edgedistill.errors import InvalidInput
-from edgedistill.recipe import TABLES, Recipe, did_you_mean, load_recipe
+from edgedistill.explain import did_you_mean
+from edgedistill.recipe import TABLES, Recipe, load_recipe
 from edgedistill.schema import load_schema
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
