@@ -66,6 +66,13 @@ llama_cpp_option = click.option(
 )
 
 
+track_option = click.option(
+    "--track",
+    type=click.Choice(["trackio", "wandb", "tensorboard"]),
+    help="Show the training's curves in this tool too; metrics.jsonl is written anyway.",
+)
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgedistill")
 def cli() -> None:
@@ -76,6 +83,7 @@ def cli() -> None:
 @recipe_argument
 @click.option("--from", "redo_from", type=click.Choice([s.name for s in STAGES]), help="Redo this stage and the rest.")
 @llama_cpp_option
+@track_option
 @run_options
 def run(recipe: Path, **flags: Any) -> None:
     """Run every stage of RECIPE that is not yet done, and print the verdict."""
@@ -162,6 +170,18 @@ def report(run: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--candidates", nargs=2, metavar="A B", help="Which ones: A of the first run, B of the last.")
+@click.option("--rows", "quoted", type=click.IntRange(min=0), default=5, show_default=True, help="Quoted of each kind.")
+@json_option
+def compare(runs: tuple[Path, ...], candidates: tuple[str, str] | None, quoted: int, as_json: bool) -> None:
+    """Say what changed from one of two RUNS to the other, or with --candidates in one: fixed, broken, still wrong."""
+    from .commands.compare import show_comparison
+
+    show_comparison(runs, candidates, quoted, as_json)
+
+
+@cli.command()
 @run_argument
 @click.option("--requests-per-month", type=click.IntRange(min=1), required=True, help="Prompts to answer.")
 @click.option("--api-price-in", type=click.FloatRange(min=0), required=True, help="Per million input tokens.")
@@ -191,16 +211,29 @@ def evaluate(target: Path, eval_file: Path | None, **flags: Any) -> None:
 
 
 @cli.command(
-    help=f"{next(s.help for s in STAGES if s.name == 'bench')} TARGETS: a recipe; or a run or GGUF files, timed alone."
+    help=f"{next(s.help for s in STAGES if s.name == 'bench')} TARGETS: a recipe; or, timed alone and judged, a run, "
+    "GGUF files, or the http URL of a server. Ends with 0 where all of these are within the target, else with 4."
 )
-@click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--recipe", type=click.Path(path_type=Path), help="For GGUF files: the recipe whose prompts are used.")
+@click.argument("targets", nargs=-1, required=True)
+@click.option("--recipe", type=click.Path(path_type=Path), help="The recipe whose prompts, schema and target are used.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="Chat rows to ask instead of a recipe's.")
+@click.option("--target", metavar="LOW-HIGH", help="The target in milliseconds, such as 100-500.")
+@click.option("--metric", type=click.Choice(["e2e", "ttft"]), help="What the target is for: all, or the first text.")
+@click.option("--percentile", type=click.Choice(["50", "90", "95", "99"]), help="Of the metric.")
+@click.option("--requests", type=click.IntRange(min=20), help="The most that are timed.")
+@click.option("--cache", type=click.Choice(["warm", "cold", "cached-prefix"]), help="What a request finds loaded.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads that compute.")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), help="Tokens of every prompt.")
+@click.option("--output-tokens", type=click.IntRange(min=1), help="Tokens of every answer.")
+@click.option("--vs", metavar="GGUF|URL", help="Compare with this one, on the same prompts, in turns.")
+@click.option("--model", help="For a server: the id of its model.")
+@click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="For a server: where its key is.")
 @llama_cpp_option
 @run_options
-def bench(targets: tuple[Path, ...], recipe: Path | None, **flags: Any) -> None:
-    from .commands.measure import bench_targets
+def bench(targets: tuple[str, ...], **flags: Any) -> None:
+    from .commands.bench import bench_command
 
-    bench_targets(targets, recipe, **flags)
+    raise SystemExit(bench_command(targets, **flags))
 
 
 @cli.command(help=f"{next(s.help for s in STAGES if s.name == 'package')} Takes RECIPE, or --verify FOLDER.")
@@ -250,6 +283,17 @@ def teach(recipe: Path, dry_run: bool, export: Path | None, todo: bool, taken: P
     from .commands.run import run_stage
 
     run_stage(recipe, "teach", **flags)
+
+
+@cli.command(help=f"{next(s.help for s in STAGES if s.name == 'train')} One stage of RECIPE.")
+@recipe_argument
+@track_option
+@llama_cpp_option
+@run_options
+def train(recipe: Path, **flags: Any) -> None:
+    from .commands.run import run_stage
+
+    run_stage(recipe, "train", **flags)
 
 
 def add_stage_command(stage: Stage) -> None:

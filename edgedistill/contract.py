@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator, model_validator
 
 from .explain import did_you_mean
-from .tables import Count, RecipeFile, Share, Table
+from .tables import Count, RecipeFile, Table
 
-__all__ = ["QUANT_TYPES", "AcceptSettings", "BenchSettings", "EvaluateSettings", "QuantizeSettings"]
+__all__ = ["QUANT_TYPES", "AcceptSettings", "BenchSettings", "EvaluateSettings", "JudgeSettings", "QuantizeSettings"]
+
+Bar = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]  # no number of rows shows that all of them always pass
 
 QUANT_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K")
 
@@ -30,6 +32,18 @@ class QuantizeSettings(Table):
         return types
 
 
+class JudgeSettings(Table):
+    """A model that says which of two answers is better. Keys are those of a teacher."""
+
+    backend: Literal["llamacpp", "transformers", "mlx", "openai"] = "llamacpp"
+    model: str
+    criteria: str = "Which answer is more correct and more useful?"
+    """What is asked of every pair."""
+    url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    plain_http: StrictBool = False
+
+
 class EvaluateSettings(Table):
     """What is measured, on what."""
 
@@ -38,17 +52,48 @@ class EvaluateSettings(Table):
     constrained: StrictBool = True
     """Decode every candidate under the schema's grammar, as the packaged server does."""
     max_tokens: Count = 256
+    scorer: Literal["exact", "json", "label", "regex", "chrf", "f1", "tool", "command", "judge"] = "exact"
+    """How an answer is scored, from 0 to 1."""
+    right_from: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 1.0
+    """The score from which on a row counts as right."""
+    command: tuple[str, ...] | None = None
+    """For `command`: reads {"messages", "answer", "expected", "tags"} as JSON, prints a score; no shell is involved."""
+    command_seconds: Annotated[StrictFloat, Field(gt=0.0)] = 10.0
+    """... for at most so long an answer ..."""
+    command_memory_mb: Count = 2048
+    """... in so much memory."""
+    judge: JudgeSettings | None = None
+    """For `judge`: the model that compares."""
+
+    @model_validator(mode="after")
+    def scorer_has_its_own(self) -> EvaluateSettings:
+        for key in ("command", "judge"):
+            if (self.scorer == key) != (getattr(self, key) is not None):
+                raise ValueError(f"{key} belongs to scorer = '{key}', which needs it")
+        return self
 
 
 class BenchSettings(Table):
-    """The latency target."""
+    """The latency target, and how it is measured."""
 
     target_ms: Annotated[tuple[StrictFloat, StrictFloat], Field()] = (100.0, 500.0)
-    """From "no need to be faster" to "must not be slower", end to end, in milliseconds."""
+    """From "no need to be faster" to "must not be slower", in milliseconds."""
+    metric: Literal["e2e", "ttft"] = "e2e"
+    """What the target is for: the whole answer, or its first text."""
     percentile: Literal[50, 90, 95, 99] = 95
-    requests: Annotated[StrictInt, Field(ge=20)] = 100
-    """Distinct prompts that are timed, after `warmup` others."""
+    requests: Annotated[StrictInt, Field(ge=20)] | None = None
+    """The most distinct prompts that are timed; it ends as soon as the verdict stands. Left out, as many as prove the
+    percentile with 6 of them over the target, as far as the files hold them."""
     warmup: Count = 5
+    """Prompts that are answered before, and thrown away."""
+    prompt_tokens: Count | None = None
+    """Tokens of every prompt as a whole; left out, the prompts are the eval set's own."""
+    output_tokens: Count | None = None
+    """Tokens of every answer, whatever the model would write; left out, answers end by themselves."""
+    cache: Literal["warm", "cold", "cached-prefix"] = "cached-prefix"
+    """What a request finds: the model and what all prompts begin with, the model alone (`warm`), or not even that."""
+    threads: Annotated[StrictInt, Field(ge=0)] = 0
+    """Threads that compute; 0 is all physical cores."""
 
     @field_validator("target_ms")
     @classmethod
@@ -59,15 +104,27 @@ class BenchSettings(Table):
 
 
 class AcceptSettings(Table):
-    """When a candidate is good enough."""
+    """When a candidate is good enough. A bar at 0 is no bar.
 
-    valid: Share = 0.99
-    """Share of eval answers that match the schema (or are not empty, where there is none)."""
-    agreement: Share = 0.0
-    """Share of eval answers equal to the teacher's."""
+    A score's bar is what you allow at the least: it is passed when the eval rows show, at `confidence`, that the
+    candidate is above it.
+    """
+
+    confidence: Annotated[StrictFloat, Field(ge=0.5, lt=1.0)] = 0.95
+    """How sure the rows must make us, one-sided, of every bar on a score."""
+    valid: Bar = 0.95
+    """Share of answers that match the schema (or are not empty, where there is none)."""
+    agreement: Bar = 0.0
+    """Share of answers equal to the teacher's."""
+    score: Bar = 0.0
+    """Mean score (by `evaluate.scorer`: by default, share of right answers)."""
     exact_of_teacher: Annotated[StrictFloat, Field(ge=0.0)] = 0.9
-    """Exact matches with the right answers, relative to the teacher's own."""
+    """Mean score relative to the teacher's own, compared row by row."""
     must_pass: StrictBool = True
-    """Every edge row marked `must_pass` is answered right."""
+    """Every row marked `must_pass` is answered right."""
     speedup: Annotated[StrictFloat, Field(ge=0.0)] = 1.0
     """Times faster than the teacher, end to end, at the median."""
+    max_bytes: Count | None = None
+    """Largest file."""
+    max_memory_bytes: Count | None = None
+    """Highest peak of memory while it answers."""

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["compute_dtype", "device", "has_slow_blas", "peak_memory"]
+__all__ = ["compute_dtype", "device", "energy_joules", "governor", "has_slow_blas", "peak_memory"]
+
+POWERCAP = Path("/sys/class/powercap")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def device(torch: Any) -> str:
@@ -36,6 +39,27 @@ def peak_memory() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def energy_joules() -> float | None:
+    """Joules that the processors have used since some time, by RAPL's counters, which begin again when they are full.
+
+    None where the system does not show them: they are Linux's, and often root's alone.
+    """
+    try:  # the packages: their parts have a second colon
+        zones = [zone for zone in POWERCAP.glob("intel-rapl:*") if zone.name.count(":") == 1]
+        counts = [int((zone / "energy_uj").read_text(encoding="ascii")) for zone in zones]
+    except (OSError, ValueError):
+        return None
+    return sum(counts) / 1e6 if counts else None
+
+
+def governor() -> str | None:
+    """How the system chooses the processor's frequency, such as "performance"; None where it does not tell."""
+    try:
+        return GOVERNOR.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
 
 
 def has_slow_blas() -> bool:

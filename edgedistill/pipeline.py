@@ -43,6 +43,8 @@ class RunSettings:
     redo_from: str | None = None
     llama_cpp: Path | None = None
     """A llama.cpp checkout whose converter writes the GGUF of an architecture that is not in our table."""
+    track: str | None = None
+    """trackio, wandb or tensorboard: where the training's curves go beside `metrics.jsonl`."""
 
 
 def stage_keys(recipe: Recipe, run: Run) -> dict[str, str]:
@@ -204,7 +206,7 @@ def run_recipe(path: Path, run_settings: RunSettings, progress: Progress) -> tup
     Raises what `check` raises, before anything is begun; Rejected where no candidate is good enough.
     """
     recipe = load_recipe(path)
-    run = Run(run_settings.runs / recipe.name, run_settings.offline, run_settings.llama_cpp)
+    run = Run(run_settings.runs / recipe.name, run_settings.offline, run_settings.llama_cpp, run_settings.track)
     with run.lock(), orderly_stop():
         check(recipe, run)
         try:

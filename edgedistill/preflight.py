@@ -20,15 +20,20 @@ from .llamacpp.writer import require_writable
 from .models import Identity, check_gguf, identify, vet_licence
 from .recipe import Recipe, TeacherSettings
 from .records import Example, Message, Prompt, iter_prompts, longest_prompt, read_prompts
+from .report.statistics import fewest_rows
 from .run import Run, free_space
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
-from .stages.bench import require_timed
 from .stages.combine import verifier_command
 from .stages.imported import require_prunable
+from .stages.judging import judge_teacher
+from .stages.lengths import require_timed
 from .stages.prompts import prompts_read
+from .stages.sandbox import confinement, scorer_command
+from .stages.scorers import require_expected
 from .stages.taught import require_taught
 from .stages.teach import WHOLE, row_count
 from .stages.tokenizers import require_tokenizers
+from .stages.tracking import require_tracker
 from .students import require_student
 from .students.encode import Encoder
 from .teachers import BACKENDS, preamble, require_teacher
@@ -158,13 +163,41 @@ def _eval(recipe: Recipe, run: Run) -> str:
             raise InvalidInput(f"{path}: no rows", "Write rows with the right answers.")
         for prompt in rows:
             _expected(recipe, prompt, is_valid, str(path))
+            require_expected(recipe.evaluate.scorer, prompt, str(path))
         counts.append(f"{len(rows)} in {path.name}")
     require_timed(recipe)
-    return ", ".join(counts)
+    return ", ".join(counts) + _too_few(recipe)
+
+
+def _too_few(recipe: Recipe) -> str:
+    """A warning where so few eval rows cannot show what a bar asks for, however good the answers are."""
+    accept, rows = recipe.accept, row_count(recipe.file(recipe.evaluate.file))
+    bars = {name: getattr(accept, name) for name in ("valid", "agreement", "score", "exact_of_teacher")}
+    needed = {name: fewest_rows(bar, accept.confidence) for name, bar in bars.items()}
+    name = max(needed, key=lambda one: needed[one])
+    if needed[name] <= rows:
+        return ""
+    return f"; warning: too few to show accept.{name} = {bars[name]:g}, which takes {needed[name]} or more"
+
+
+def _scorer(recipe: Recipe, run: Run) -> str:
+    """Whether the scorer can work: its command is a program, its judge a model that is there."""
+    settings = recipe.evaluate
+    if settings.scorer == "command":
+        return f"{' '.join(scorer_command(settings, recipe.path.parent))}: {confinement(settings)}"
+    if settings.scorer == "judge":
+        judge = judge_teacher(recipe)
+        require_teacher(judge)
+        if judge.url is not None:
+            return f"a judge, {_server(judge, run)}"
+        return f"a judge, {_model(recipe.located(judge), identify_teacher(recipe, judge, run.offline), run)}"
+    return settings.scorer
 
 
 def _expected(recipe: Recipe, prompt: Prompt, is_valid: Callable[[object], bool] | None, where: str) -> None:
-    if prompt.expected is not None and is_valid is not None and not is_valid(prompt.expected):
+    if recipe.evaluate.scorer not in ("exact", "json") or prompt.expected is None or is_valid is None:
+        return
+    if not is_valid(prompt.expected):
         raise InvalidInput(
             f"{where}: the expected answer of {prompt.text[:60]!r} does not match the schema",
             "Correct the answer, or the schema.",
@@ -175,6 +208,8 @@ def _backends(recipe: Recipe, run: Run) -> str:
     for teacher in recipe.teachers:
         require_teacher(teacher)
     require_student(recipe.student)
+    if run.track is not None:
+        require_tracker(run.track)
     backends = " and ".join(dict.fromkeys(teacher.backend for teacher in recipe.teachers))
     uses_mlx = "mlx" in (recipe.student.backend, *(teacher.backend for teacher in recipe.teachers))
     slow = "; warning: MLX's own BLAS is slow on Linux, preload OpenBLAS (see the README)"
@@ -329,6 +364,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "prompts": _prompts,
     "schema": _schema,
     "eval set": _eval,
+    "scorer": _scorer,
     "backends": _backends,
     "answers": _several,
     "targets": _targets,

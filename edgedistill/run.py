@@ -147,12 +147,16 @@ def free_space(folder: Path) -> int:
 class Run:
     """One run folder, held by this process alone while it writes."""
 
-    def __init__(self, folder: Path, offline: bool = False, llama_cpp: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, offline: bool = False, llama_cpp: Path | None = None, track: str | None = None
+    ) -> None:
         self.path = folder
         self.offline = offline
         """Whether models may only come from this machine."""
         self.llama_cpp = llama_cpp
         """A llama.cpp checkout that converts an architecture which our own writer does not know."""
+        self.track = track
+        """The tool that shows the training's curves beside `metrics.jsonl`, if any."""
 
     @property
     def scratch(self) -> Path:

@@ -34,9 +34,9 @@ max_tokens = 24
 types = ["Q8_0", "Q4_K_M"]
 
 [accept]
-valid = 0.99
+valid = 0.95
 agreement = 0.8
-exact_of_teacher = 0.9
+exact_of_teacher = 0.85
 speedup = 5.0
 must_pass = false
 """
@@ -47,6 +47,9 @@ SCHEMA = {
     "required": ["action", "value"],
     "additionalProperties": False,
 }
+
+
+FIGURES = ("valid", "score", "agreement")
 
 
 def user_rows(texts: list[str]) -> bytes:
@@ -67,7 +70,7 @@ def recipe_folder(folder: Path, text: str = RECIPE) -> Recipe:
 def scores(exact: float | None, valid: float = 1.0, agreement: float = 0.9, n: int = 150) -> dict[str, Any]:
     """The scores of a candidate on one set."""
     half = 1.96 * math.sqrt(0.1 / n)
-    named = {"valid": valid, "exact": exact, "agreement": agreement}
+    named = {"valid": valid, "exact": exact, "score": exact, "agreement": agreement}
     return {
         **named,
         "fields": {} if exact is None else {"action": min(1.0, exact + 0.04), "device": min(1.0, exact + 0.02)},
@@ -107,17 +110,52 @@ def evaluation() -> dict[str, Any]:
             candidate("student Q8_0", "student", "Q8_0", 144_811_072, 0.88, 0.893),
             candidate("student Q4_K_M", "student", "Q4_K_M", 105_454_144, 0.86, 0.873),
         ],
-        "disagreements": [
-            {
-                "set": "eval",
-                "prompt": HOSTILE if number == 1 else f"It is far too dark in here, number {number}, do something!",
-                "expected": {"action": "turn_on", "value": None},
-                "teacher": '{"action":"turn_on","value":null}',
-                "student": HOSTILE if number == 2 else '{"action":"turn_off","value":7}',
-                "candidate": "student Q4_K_M",
-            }
-            for number in range(12)
-        ],
+        "reference": "teacher",
+        "scorer": "exact",
+    }
+
+
+def result_rows(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with these scores: of each figure, a candidate's first rows are the good ones."""
+    rows = []
+    for kind in ("eval", "edge"):
+        people = {one["name"]: one[kind] for one in candidates if one.get(kind)}
+        for number in range(max((one["n"] for one in people.values()), default=0)):
+            prompt = (
+                HOSTILE
+                if number == {"eval": 130, "edge": 30}[kind]
+                else f"It is far too dark in here, number {number}, do something!"
+            )
+            row = {"set": kind, "id": f"{kind}{number}", "prompt": prompt, "tags": ["curt"], "must_pass": False}
+            results = {name: _result(number, one, name) for name, one in people.items()}
+            rows.append({**row, "expected": {"action": "turn_on", "value": None}, "candidates": results})
+    return rows
+
+
+def _result(number: int, measured: dict[str, Any], name: str) -> dict[str, Any]:
+    good = {key: None if measured[key] is None else number < round(measured[key] * measured["n"]) for key in FIGURES}
+    right = good["score"]
+    wrong = HOSTILE if number == 131 and name == "student Q4_K_M" else '{"action":"turn_off","value":7}'
+    return {
+        "answer": '{"action":"turn_on","value":null}' if right else wrong,
+        "valid": good["valid"],
+        "score": None if right is None else float(right),
+        "right": right,
+        "same": good["agreement"],
+    }
+
+
+def proven(e2e: dict[str, float]) -> dict[str, Any]:
+    """What the requests prove of a target of 500 ms."""
+    return {
+        "n": 111,
+        "verdict": "pass" if e2e["p95"] <= 500 else "fail",
+        "decided_at": 111,
+        "over": 0,
+        "needed": 0,
+        "bounds": {name: {"p95": [e2e["p50"], e2e["p99"]]} for name in ("e2e", "ttft")},
+        "drift": {"ratio": 1.0, "z": 0.0, "drifting": False, "autocorrelation": 0.0, "dependent": False},
+        "tpot_ms": {key: value / 40 for key, value in e2e.items()},
     }
 
 
@@ -129,7 +167,7 @@ def timed(name: str, kind: str, quant: str, size: int, p50: float) -> dict[str, 
         "quant": quant,
         "size_bytes": size,
         "sha256": "ab" * 32,
-        "n": 100,
+        **proven(e2e),
         "latency_ms": {"ttft": {key: value / 4 for key, value in e2e.items()}, "e2e": e2e},
         "tokens_per_s": 2e4 / p50,
         "prompt_tokens_mean": 20.0,
@@ -196,6 +234,16 @@ SUMMARIES: dict[str, dict[str, Any]] = {
 }
 
 
+QUALITY = {
+    quant: {
+        "teacher_f16": {"mean": 0.21, "p99": 2.9, "p999": 6.1, "top1": 0.93},
+        "f16_quant": {"mean": 1e-4 * factor, "p99": 1e-3 * factor, "p999": 5e-3 * factor, "top1": 0.998},
+        "teacher_quant": {"mean": 0.22, "p99": 3.0, "p999": 6.2, "top1": 0.929},
+    }
+    for quant, factor in (("Q8_0", 1), ("Q4_K_M", 40))
+}
+
+
 def fabricated_run(folder: Path, text: str = RECIPE) -> tuple[Recipe, Run]:
     """A finished run up to the bench, beside the folder of its recipe."""
     recipe = recipe_folder(folder / "recipe", text)
@@ -219,8 +267,9 @@ def fabricated_run(folder: Path, text: str = RECIPE) -> tuple[Recipe, Run]:
         ("curate", "stats.json"): json_lines([stats]),
         ("train", "metrics.jsonl"): json_lines(metrics),
         ("evaluate", "evaluation.json"): json.dumps(evaluation()).encode(),
+        ("evaluate", "rows.jsonl"): json_lines(result_rows(evaluation()["candidates"])),
         ("bench", "bench.json"): json.dumps(bench()).encode(),
-        ("quantize", "quality.json"): json.dumps({"Q8_0": {"kl_mean": 1e-4, "top1_agreement": 1.0}}).encode(),
+        ("quantize", "quality.json"): json.dumps(QUALITY).encode(),
         ("export", "parity.json"): json.dumps({"texts": 60, "tokens_equal": True, "kl_mean": 2e-6}).encode(),
     }
     for stage, summary in SUMMARIES.items():

@@ -60,6 +60,7 @@ max_tokens = 40
 
 [bench]
 target_ms = [1000, 60000]
+percentile = 50
 requests = 20
 warmup = 2
 

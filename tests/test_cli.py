@@ -110,7 +110,8 @@ def test_the_help_of_every_command_needs_no_heavy_library() -> None:
 
 def test_there_is_a_command_for_every_stage() -> None:
     assert set(NAMES) <= set(COMMANDS)
-    assert set(COMMANDS) - set(NAMES) == {"run", "check", "status", "init", "fetch", "adapter", "report", "payoff"}
+    others = {"run", "check", "status", "init", "fetch", "adapter", "report", "payoff", "compare"}
+    assert set(COMMANDS) - set(NAMES) == others
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -215,7 +215,7 @@ def test_where_nothing_passes_nothing_is_packaged(tmp_path: Path) -> None:
     out = run.begin("package", "key", afresh=True)
     with pytest.raises(GateMissed, match="home is rejected: No student passes every bar") as error:
         package(recipe, run, out, silent)
-    assert "the bar is 111.2 %" in error.value.message
+    assert "the bar is 120 % of the teacher's 92.7 %" in error.value.message
     assert [path.name for path in out.iterdir()] == ["stage.json"]
 
 

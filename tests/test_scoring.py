@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgedistill.records import Message, Prompt
 from edgedistill.schema import schema_validator
-from edgedistill.stages.scoring import equal, score, wilson
+from edgedistill.stages.scoring import equal, outcomes, summary, wilson
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": ["integer", "null"]}, "b": {"type": "string"}}}
 JSON = st.recursive(
@@ -26,6 +27,12 @@ JSON = st.recursive(
 
 def prompt(number: int, expected: Any = None, tags: tuple[str, ...] = (), must_pass: bool = False) -> Prompt:
     return Prompt(f"id{number}", (Message("user", f"prompt {number}"),), expected, tags, must_pass)
+
+
+def score(
+    prompts: list[Prompt], answers: dict[str, str], teacher: dict[str, str], is_valid: Callable[[Any], bool] | None
+) -> dict[str, Any]:
+    return summary(prompts, outcomes(prompts, (answers, teacher), is_valid))
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON))
@@ -83,7 +90,8 @@ def test_every_score_is_a_share_of_its_own_rows() -> None:
     assert found["fields"] == {"a": 1.0, "b": 0.6667}
     assert found["tags"] == {"curt": {"n": 2, "exact": 0.5}, "polite": {"n": 1, "exact": 0.0}}
     assert found["must_pass"] == {"n": 2, "passed": 1, "failed": ["prompt 2"]}
-    assert found["ci95"] == {"valid": wilson(3, 4), "exact": wilson(2, 3), "agreement": wilson(2, 4)}
+    shares = {"valid": wilson(3, 4), "exact": wilson(2, 3), "agreement": wilson(2, 4)}
+    assert found["ci95"] == {**shares, "score": wilson(2, 3)}
 
 
 def test_a_field_that_is_missing_is_wrong_even_where_nothing_is_right() -> None:

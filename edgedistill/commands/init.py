@@ -58,12 +58,11 @@ max_tokens = 64
 
 [bench]
 target_ms = [100, 500]          # end to end, per answer
-percentile = 95
-requests = 20                   # at least 100 for a figure to quote
+percentile = 50                 # 95, with 100 or more distinct prompts: to prove it takes 90 requests
 warmup = 2
 
-[accept]                        # when it is good enough
-valid = 0.99
+[accept]                        # the least that you allow: the eval rows must show, at 95 %, that it is above
+valid = 0.95                    # 59 eval rows can show it, if all are valid
 exact_of_teacher = 0.9          # right answers, relative to the teacher's own
 agreement = 0.0
 """

@@ -26,13 +26,14 @@ def run_all(
     recipe: Path,
     redo_from: str | None,
     llama_cpp: Path | None,
+    track: str | None,
     as_json: bool,
     quiet: bool,
     offline: bool,
     runs: Path,
 ) -> int:
     """Run the recipe, print what came of it; return 0 where it is accepted, else the code of a gate missed."""
-    settings = RunSettings(runs=runs, offline=offline, redo_from=redo_from, llama_cpp=llama_cpp)
+    settings = RunSettings(runs=runs, offline=offline, redo_from=redo_from, llama_cpp=llama_cpp, track=track)
     with Bars(quiet) as bars:
         try:
             run, _ = run_recipe(recipe, settings, bars)

@@ -16,6 +16,8 @@ from .model import LlamaModel, last_error, load_llama_cpp
 __all__ = ["Context", "ContextSettings", "DecodeBatch"]
 
 FlashAttention = Literal["auto", "on", "off"]
+KvType = Literal["f16", "q8_0"]
+KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type
 FLASH = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 MICRO_BATCH = 512  # rows that a call of llama_decode computes at once
 PADDING = 256  # cells of a KV buffer come in multiples of this
@@ -36,6 +38,10 @@ class ContextSettings:
     """Rows of a call of llama_decode."""
     split: bool = False
     flash_attention: FlashAttention = "auto"
+    micro_batch: int = MICRO_BATCH
+    """Rows that llama.cpp computes at once."""
+    kv_type: KvType = "f16"
+    """How keys and values are kept; `q8_0` needs flash attention."""
 
 
 class Context:
@@ -59,7 +65,8 @@ class Context:
         each = -(-settings.cells // PADDING) * PADDING
         wanted.n_ctx = each * settings.sequences if settings.split else settings.cells
         wanted.n_batch = settings.batch_tokens
-        wanted.n_ubatch = min(MICRO_BATCH, settings.batch_tokens)
+        wanted.n_ubatch = min(settings.micro_batch, settings.batch_tokens)
+        wanted.type_k = wanted.type_v = KV_TYPES[settings.kv_type]
         wanted.n_seq_max = settings.sequences
         wanted.kv_unified = not settings.split
         wanted.n_threads = wanted.n_threads_batch = settings.threads

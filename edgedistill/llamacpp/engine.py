@@ -47,6 +47,8 @@ class EngineSettings:
     """Append forced tokens in one chunk; off, every token is decoded on its own, as plain servers do."""
     split: bool = False
     flash_attention: FlashAttention = "auto"
+    endless: bool = False
+    """Write on behind an end token, up to the longest answer: to time answers of a stated length."""
 
 
 class BatchEngine:
@@ -98,6 +100,11 @@ class BatchEngine:
     @property
     def steps(self) -> int:
         return self._context.steps
+
+    @property
+    def batch_tokens(self) -> int:
+        """Rows that a step computes at most."""
+        return self._settings.batch_tokens
 
     @property
     def room(self) -> int:
@@ -235,7 +242,7 @@ class BatchEngine:
             slot.capture.add(token, logits)
         if not slot.first_seconds:
             slot.first_seconds = time.perf_counter() - slot.started
-        if self._model.ends(token):
+        if self._model.ends(token) and not self._settings.endless:
             slot.done = True
             return
         slot.answer.append(token)

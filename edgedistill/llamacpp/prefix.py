@@ -72,10 +72,10 @@ class PrefixCache:
         return self.folder / f"prefix-{digest(self.model_sha256, list(tokens), version)[:24]}.kv"
 
 
-def decode_prefix(context: Context, cache: PrefixCache | None, prefix: Sequence[int]) -> None:
-    """Make sequence 0 of a new context hold the prefix, from the cache where it is kept."""
+def decode_prefix(context: Context, cache: PrefixCache | None, prefix: Sequence[int]) -> bool:
+    """Make sequence 0 of a new context hold the prefix; whether it was read from the cache instead of computed."""
     if cache is not None and cache.restore(context.handle, prefix):
-        return
+        return True
     context.cut(PREFIX)  # what a failed restore may have left
     step = context.batch.capacity
     for start in range(0, len(prefix), step):
@@ -84,3 +84,4 @@ def decode_prefix(context: Context, cache: PrefixCache | None, prefix: Sequence[
         context.decode()
     if cache is not None:
         cache.keep(context.handle, prefix)
+    return False

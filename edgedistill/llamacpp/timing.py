@@ -1,7 +1,9 @@
 """Latency of one GGUF, measured as a user would see it: text in, text out, one request at a time.
 
-Run as a child process, so that load time and peak memory are this model's alone:
-`python -m edgedistill.llamacpp.timing`, the task as JSON on standard input, one JSON line a request on standard output.
+Each model runs in a child process of its own, so that load time and peak memory are its alone:
+`python -m edgedistill.llamacpp.timing`, the task as one line of JSON on standard input, then the number of a prompt a
+line; a line of JSON for the load and for each request on standard output. A child that is not asked waits and takes no
+time from the others, so that several models can be asked in turns.
 """
 
 from __future__ import annotations
@@ -10,139 +12,264 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import EdgeDistillError
+from ..errors import EdgeDistillError, InvalidInput
 from ..hardware import peak_memory
 from ..records import Message, Prompt
 from .child import child_environment, end_with_parent
 
-__all__ = ["TimingTask", "measure", "percentiles"]
+if TYPE_CHECKING:
+    from .engine import BatchEngine
+    from .requests import Request
 
-QUANTILES = (50, 90, 95, 99)
+__all__ = ["Cache", "TimedModel", "TimingTask", "token_counter"]
+
+Cache = Literal["warm", "cold", "cached-prefix"]
 
 
 @dataclass(frozen=True)
 class TimingTask:
-    """What is timed: the first `warmup` prompts are answered and thrown away."""
+    """What is timed."""
 
     model: Path
     preamble: Sequence[Message]
     schema: dict[str, Any] | None
     prompts: Sequence[Prompt]
-    warmup: int
     max_tokens: int
     threads: int
     gpu_layers: int
     sha256: str
     scratch: Path | None
     """Where prefix states may be kept, if anywhere."""
+    cache: Cache = "cached-prefix"
+    """What a request finds: the model and what all prompts begin with, the model alone, or (cold) neither."""
+    endless: bool = False
+    """Every answer has `max_tokens` tokens: an end token ends none, and no schema may."""
 
 
-def measure(task: TimingTask) -> Iterator[dict[str, Any]]:
-    """Yield a record per request, after a first one for the load.
+class TimedModel:
+    """A GGUF that is asked one prompt at a time; close it, or use it in a `with`.
 
-    A request: `ttft_ms`, `e2e_ms` (from the text handed in to the first text and to the last), `prompt_tokens` (own,
-    uncached), `completion_tokens`. The load: `load_ms`, `shared_tokens`. The last record: `peak_memory_bytes`.
-    Raises EdgeDistillError where the child fails.
+    `load` has `load_ms`, `shared_tokens` (kept for every request) and `runtime` (llama.cpp's version, commit and what
+    its build uses); where every request is cold, those of the last one. Raises EdgeDistillError where the child fails.
     """
-    data = {
-        "model": str(task.model),
-        "preamble": [message.as_dict() for message in task.preamble],
-        "schema": task.schema,
-        "prompts": [[message.as_dict() for message in prompt.messages] for prompt in task.prompts],
-        "warmup": task.warmup,
-        "max_tokens": task.max_tokens,
-        "threads": task.threads,
-        "gpu_layers": task.gpu_layers,
-        "sha256": task.sha256,
-        "scratch": str(task.scratch) if task.scratch else None,
-    }
-    command = [sys.executable, "-m", "edgedistill.llamacpp.timing"]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=child_environment(),
-        start_new_session=True,  # the terminal's Ctrl-C is for the parent
-    ) as child:
+
+    def __init__(self, task: TimingTask) -> None:
+        self.load: dict[str, Any] = {}
+        self._task = task
+        self._child: subprocess.Popen[str] | None = None
+        self._peak = 0
+        if task.cache != "cold":
+            self._open(task.prompts)
+
+    def __enter__(self) -> TimedModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+
+    def ask(self, number: int) -> dict[str, Any]:
+        """What the prompt of that number took.
+
+        `ttft_ms`, `e2e_ms`: from the text handed in (cold: from the beginning of the load) to the first text and to
+        the last; `tpot_ms`: a step of writing; `prompt_tokens` that were computed, `completion_tokens`.
+        """
+        if self._task.cache == "cold":
+            self._open([self._task.prompts[number]])
+            record = self._request(0)
+            self.close()
+            return record
+        return self._request(number)
+
+    def close(self) -> dict[str, Any]:
+        """End the child; the record has `peak_memory_bytes`."""
+        if self._child is not None and self._child.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._child.stdin.close()
+            self._peak = max(self._peak, self._read()["peak_memory_bytes"])
+            self._child.wait()
+            self._kill()
+        return {"peak_memory_bytes": self._peak}
+
+    def _request(self, number: int) -> dict[str, Any]:
+        assert self._child is not None
+        assert self._child.stdin is not None
+        with suppress(BrokenPipeError):  # a child that ended says why in its exit code
+            self._child.stdin.write(f"{number}\n")
+            self._child.stdin.flush()
+        return self._read()
+
+    def _open(self, prompts: Sequence[Prompt]) -> None:
+        task = self._task
+        data = {
+            "model": str(task.model),
+            "preamble": [message.as_dict() for message in task.preamble],
+            "schema": task.schema,
+            "prompts": [[message.as_dict() for message in prompt.messages] for prompt in prompts],
+            "max_tokens": task.max_tokens,
+            "threads": task.threads,
+            "gpu_layers": task.gpu_layers,
+            "sha256": task.sha256,
+            "scratch": str(task.scratch) if task.scratch else None,
+            "cache": task.cache,
+            "endless": task.endless,
+        }
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "edgedistill.llamacpp.timing"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=child_environment(),
+            start_new_session=True,  # the terminal's Ctrl-C is for the parent
+        )
         try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            with suppress(BrokenPipeError):  # a child that ended before it read says why in its exit code
-                child.stdin.write(json.dumps(data))
-                child.stdin.close()
-            for line in child.stdout:
-                record = json.loads(line)
-                if "error" in record:
-                    raise failure(record)
-                yield record
-        finally:
-            child.kill() if child.poll() is None else None
-    if child.returncode != 0:
-        raise EdgeDistillError(f"{task.model}: timing ended with code {child.returncode}", "Is there enough memory?")
+            assert self._child.stdin is not None
+            with suppress(BrokenPipeError):
+                self._child.stdin.write(json.dumps(data) + "\n")
+                self._child.stdin.flush()
+            self.load = self._read()
+        except BaseException:
+            self._kill()
+            raise
+
+    def _read(self) -> dict[str, Any]:
+        """The child's next record. Raises the error that it met, or one for the way it ended."""
+        child = self._child
+        assert child is not None
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        if not line:
+            code = child.wait()
+            raise EdgeDistillError(f"{self._task.model}: timing ended with code {code}", "Is there enough memory?")
+        record: dict[str, Any] = json.loads(line)
+        if "error" in record:
+            error = EdgeDistillError(record["error"], record["hint"])
+            error.exit_code = record["exit_code"]
+            raise error
+        return record
+
+    def _kill(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if child.poll() is None:
+            child.kill()
+        with suppress(BrokenPipeError), child:  # closes its pipes and waits
+            pass
 
 
-def failure(record: dict[str, Any]) -> EdgeDistillError:
-    """The error that the child met, with its exit code."""
-    error = EdgeDistillError(record["error"], record["hint"])
-    error.exit_code = record["exit_code"]
-    return error
+@contextmanager
+def token_counter(path: Path, preamble: Sequence[Message]) -> Iterator[Callable[[Prompt], int]]:
+    """What counts the tokens of a whole prompt behind the preamble, template included; no weights are loaded."""
+    from .answer import SharedPrompt
+    from .model import LlamaModel
 
+    def count(prompt: Prompt) -> int:
+        kept, own = shared.split(prompt.messages)
+        return kept + len(own)
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p95 and p99 as order statistics (nearest rank): each is a value that was measured.
-
-    >>> percentiles([3.0, 1.0, 2.0])
-    {'p50': 2.0, 'p90': 3.0, 'p95': 3.0, 'p99': 3.0}
-    """
-    ordered = sorted(values)
-    return {f"p{q}": round(ordered[max(0, -(-len(ordered) * q // 100) - 1)], 2) for q in QUANTILES}
+    with LlamaModel(path, vocab_only=True) as model:
+        shared = SharedPrompt(model, preamble)
+        yield count
 
 
 def main() -> None:
-    """Answer the task on standard input, request by request."""
-    from .answer import Answerer, AnswererSettings
-    from .layout import Layout
-    from .prefix import PrefixCache
-    from .sampling import Sampling
+    """Answer what standard input asks, request by request."""
+    from .model import load_llama_cpp
 
     end_with_parent()
-    task = json.load(sys.stdin)
-    started = time.perf_counter()
-    preamble = [Message(**message) for message in task["preamble"]]
-    cache = PrefixCache(Path(task["scratch"]), task["sha256"]) if task["scratch"] else None
-    settings = AnswererSettings(task["threads"], task["gpu_layers"], prefix_cache=cache)
-    answerer = Answerer(Path(task["model"]), preamble, task["schema"], settings)
-    prompts = [Prompt("00000000", tuple(Message(**turn) for turn in turns)) for turns in task["prompts"]]
-    sampling = Sampling(task["max_tokens"])
-    loaded = time.perf_counter()
-    requests = [answerer.request(prompt, sampling) for prompt in prompts]  # to know the longest; part of no figure
-    opening = time.perf_counter()
-    with answerer, answerer.engine(Layout(1, split=False), requests, jump=False) as engine:
-        load_ms = (time.perf_counter() - opening + loaded - started) * 1000
-        _tell({"load_ms": round(load_ms, 1), "shared_tokens": len(answerer.shared.tokens)})
-        for number, prompt in enumerate(prompts):
-            asked = time.perf_counter()
-            request = answerer.request(prompt, sampling)
-            admitted = time.perf_counter()
-            answer = next(engine.run([request]))
-            e2e = time.perf_counter() - asked
-            if number >= task["warmup"]:
-                _tell(
-                    {
-                        "ttft_ms": round((admitted - asked + answer.first_seconds) * 1000, 3),
-                        "e2e_ms": round(e2e * 1000, 3),
-                        "prompt_tokens": len(request.tokens),
-                        "completion_tokens": len(answer.tokens),
-                    }
-                )
+    task = json.loads(sys.stdin.readline())
+    load_llama_cpp()  # the library itself is part of no figure, as its imports are not
+    begun = time.perf_counter()
+    engine, make, load = _loaded(task, begun)
+    with engine:
+        _tell(load)
+        while line := sys.stdin.readline():
+            asked = begun if task["cache"] == "cold" else time.perf_counter()
+            _tell(_timed(engine, make, task["prompts"][int(line)], asked))
     _tell({"peak_memory_bytes": peak_memory()})
+
+
+def _loaded(task: dict[str, Any], begun: float) -> tuple[BatchEngine, Callable[[Any], Request], dict[str, Any]]:
+    """The engine, what makes a request of a conversation, and the record of the load."""
+    from .answer import AnswererSettings, SharedPrompt, flash
+    from .engine import BatchEngine, EngineSettings
+    from .grammar import Grammar
+    from .layout import Layout
+    from .model import LlamaModel
+    from .prefix import PrefixCache
+    from .requests import Request
+    from .sampling import Sampling
+
+    model = LlamaModel(Path(task["model"]), task["gpu_layers"])
+    shared = SharedPrompt(model, [Message(**message) for message in task["preamble"]])
+    grammar = Grammar(model, task["schema"]) if task["schema"] and not task["endless"] else None
+    sampling, keeps = Sampling(task["max_tokens"]), task["cache"] == "cached-prefix"
+
+    def make(turns: list[dict[str, str]]) -> Request:
+        count, own = shared.split([Message(**turn) for turn in turns])
+        return Request("", count, own, sampling) if keeps else Request("", 0, shared.tokens[:count] + own, sampling)
+
+    loaded = time.perf_counter()
+    longest = max(make(turns).cells for turns in task["prompts"])  # part of no figure
+    opening = time.perf_counter()
+    prefix = shared.tokens if keeps else []
+    if len(prefix) + longest > model.context_limit:
+        raise InvalidInput(
+            f"{model.path}: the longest prompt and its answer need {len(prefix) + longest} tokens, the model knows "
+            f"{model.context_limit}",
+            "Shorten the prompt or the teacher's guide and examples, or use another model.",
+        )
+    settings = EngineSettings(
+        slots=1,
+        context=len(prefix) + longest,
+        threads=task["threads"],
+        prefix_cache=PrefixCache(Path(task["scratch"]), task["sha256"]) if task["scratch"] and keeps else None,
+        jump=False,
+        flash_attention=flash(AnswererSettings(task["threads"]), Layout(1, split=False)),
+        endless=task["endless"],
+    )
+    engine = BatchEngine(model, settings, prefix, grammar)
+    load_ms = (time.perf_counter() - opening + loaded - begun) * 1000
+    return engine, make, {"load_ms": round(load_ms, 1), "shared_tokens": len(prefix), "runtime": _runtime()}
+
+
+def _timed(engine: BatchEngine, make: Callable[[Any], Request], turns: Any, asked: float) -> dict[str, Any]:
+    before = engine.steps
+    request = make(turns)
+    admitted = time.perf_counter()
+    answer = next(engine.run([request]))
+    ended = time.perf_counter()
+    first = admitted + answer.first_seconds
+    steps = engine.steps - before - -(-len(request.tokens) // engine.batch_tokens)  # those behind the first token
+    return {
+        "ttft_ms": round((first - asked) * 1000, 3),
+        "e2e_ms": round((ended - asked) * 1000, 3),
+        "tpot_ms": round((ended - first) * 1000 / steps, 3) if steps > 0 else None,
+        "prompt_tokens": len(request.tokens),
+        "completion_tokens": len(answer.tokens),
+    }
+
+
+def _runtime() -> dict[str, str]:
+    """Which llama.cpp computes, and with what of the machine."""
+    import ctypes
+    from importlib import metadata
+
+    from .model import load_llama_cpp
+
+    lib = load_llama_cpp()
+    found = {"llama-cpp-python": metadata.version("llama-cpp-python")}
+    with suppress(AttributeError):  # older ones do not tell
+        told = lib._lib.ggml_commit
+        told.restype = ctypes.c_char_p
+        found["commit"] = told().decode()
+    return {**found, "system_info": lib.llama_print_system_info().decode().strip(" |")}
 
 
 def _tell(record: dict[str, Any]) -> None:

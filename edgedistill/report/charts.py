@@ -40,6 +40,7 @@ STYLE = {
     "grid.alpha": 0.18,
 }
 LARGEST_BUBBLE, SMALLEST_BUBBLE = 400.0, 40.0  # points squared
+TIMES = {"e2e": "end to end", "ttft": "first text"}
 LINE = 6.5  # height of a line of text on the score's axis, in %
 
 
@@ -47,23 +48,25 @@ def latency_chart(candidates: Sequence[dict[str, Any]], target: dict[str, Any], 
     """Score against latency: a bubble for each timed candidate, a line for each that was only scored.
 
     The bubble's area is the file's size (the smallest for a server, whose size nobody knows), the bar upwards and
-    downwards the 95 % interval, the bar to the left ends at the median. None where nothing was both scored and timed.
+    downwards the 95 % interval, the bar to the left ends at the median. The dashed line joins those that no other beats
+    in score and latency (Pareto). None where nothing was both scored and timed.
     """
-    metric = "exact" if any((one["eval"] or {}).get("exact") is not None for one in candidates) else "agreement"
+    metric = "score" if any((one["eval"] or {}).get("score") is not None for one in candidates) else "agreement"
     scored = [one for one in candidates if one["eval"] and one["eval"][metric] is not None]
-    bubbles = [_Bubble.of(one, metric, target["percentile"]) for one in scored if one["latency_ms"]]
+    bubbles = [_Bubble.of(one, metric, target) for one in scored if _is_timed(one, target["metric"])]
     if not bubbles:
         return None
 
     def draw(axes: Any) -> None:
         _target_band(axes, bubbles, target["target_ms"])
         _reference_lines(axes, [one for one in scored if one["kind"] == "base"], metric)
+        _pareto_line(axes, bubbles)
         largest = max(bubble.size_bytes or 1 for bubble in bubbles)
         for bubble, height in zip(bubbles, _spread([bubble.score for bubble in bubbles], LINE), strict=True):
             _draw_bubble(axes, bubble, LARGEST_BUBBLE * (bubble.size_bytes or 0) / largest, bubble.name == chosen)
             _label(axes, bubble, height)
-        axes.set_xlabel(f"end to end, p{target['percentile']} (bar to the left: median), ms")
-        axes.set_ylabel("right answers, %" if metric == "exact" else "same answer as the teacher, %")
+        axes.set_xlabel(f"{TIMES[target['metric']]}, p{target['percentile']} (bar to the left: median), ms")
+        axes.set_ylabel(_score_label(scored, metric))
 
     return _svg("latency", (5.6, 4.1), draw)
 
@@ -149,14 +152,14 @@ class _Bubble:
     bounds: tuple[float, float]
 
     @classmethod
-    def of(cls, one: dict[str, Any], metric: str, percentile: int) -> _Bubble:
-        times, score = one["latency_ms"]["e2e"], 100 * one["eval"][metric]
+    def of(cls, one: dict[str, Any], metric: str, target: dict[str, Any]) -> _Bubble:
+        times, score = one["latency_ms"][target["metric"]], 100 * one["eval"][metric]
         low, high = one["eval"]["ci95"].get(metric) or (score / 100, score / 100)
         return cls(
             name=one["name"],
             is_teacher=one["kind"] == "teacher",
             size_bytes=one["size_bytes"],
-            latency=times[f"p{percentile}"],
+            latency=times[f"p{target['percentile']}"],
             median=times["p50"],
             score=score,
             bounds=(100 * low, 100 * high),
@@ -179,6 +182,38 @@ def _target_band(axes: Any, bubbles: Sequence[_Bubble], target_ms: Sequence[floa
     axes.axvspan(low, high, color=GREEN, alpha=0.14, linewidth=0)
     name = f"target {target_ms[0]:g}–{high:g} ms"
     axes.text((low * high) ** 0.5, 1.02, name, ha="center", transform=axes.get_xaxis_transform())
+
+
+def _pareto_line(axes: Any, bubbles: Sequence[_Bubble]) -> None:
+    """A line through the candidates that no other beats, from the fastest to the best."""
+    best = pareto([(bubble.latency, bubble.score) for bubble in bubbles])
+    if len(best) > 1:
+        axes.plot(*zip(*best, strict=True), color=GREY, linewidth=1.2, linestyle="--", zorder=1)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points (lower is better, higher is better) those that no other beats in both, in their order.
+
+    >>> pareto([(3.0, 90.0), (1.0, 80.0), (2.0, 70.0), (1.0, 75.0)])
+    [(1.0, 80.0), (3.0, 90.0)]
+    """
+    found: list[tuple[float, float]] = []
+    for point in sorted(set(points), key=lambda one: (one[0], -one[1])):
+        if not found or point[1] > found[-1][1]:
+            found.append(point)
+    return found
+
+
+def _is_timed(one: dict[str, Any], metric: str) -> bool:
+    """Whether the time that the target is for was measured; a server's first token is not."""
+    return bool(one["latency_ms"]) and all(value is not None for value in one["latency_ms"][metric].values())
+
+
+def _score_label(scored: Sequence[dict[str, Any]], metric: str) -> str:
+    if metric == "agreement":
+        return "same answer as the teacher, %"
+    is_share = all(one["eval"]["score"] == one["eval"]["exact"] for one in scored)
+    return "right answers, %" if is_share else "mean score, %"
 
 
 def _reference_lines(axes: Any, base: Sequence[dict[str, Any]], metric: str) -> None:

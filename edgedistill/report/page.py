@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,7 +11,19 @@ from ..recipe import Recipe
 from ..run import Run, write_whole
 from .charts import latency_chart, loss_chart, rejection_chart
 from .summary import document, training_points
-from .wording import duration, interval, megabytes, milliseconds, one_line, percent, plain, visible
+from .wording import (
+    chance,
+    duration,
+    interval,
+    megabytes,
+    milliseconds,
+    nats,
+    one_line,
+    percent,
+    plain,
+    points,
+    visible,
+)
 
 __all__ = ["page", "write_report"]
 
@@ -36,6 +47,9 @@ def page(document: dict[str, Any], points: Sequence[dict[str, Any]]) -> str:
         "percent": percent,
         "interval": interval,
         "ms": milliseconds,
+        "nats": nats,
+        "points": points,
+        "chance": chance,
         "mb": megabytes,
         "duration": duration,
         "plain": plain,
@@ -55,9 +69,44 @@ def page(document: dict[str, Any], points: Sequence[dict[str, Any]]) -> str:
         fields=_fields(document["candidates"]),
         tags=_tags(document),
         waterfall=_waterfall(document["data"]),
-        disagreements=_disagreements([d for d in document["disagreements"] if d["candidate"] == document["best"]]),
+        disagreements=document["disagreements"][:SHOWN_DISAGREEMENTS],
+        losses=losses(document["quality"]),
+        comparisons=[one for one in document["comparisons"] if one["candidate"] == document["best"]],
     )
     return visible(html)
+
+
+STEPS = {
+    "teacher_f16": "training: teacher to 16-bit student",
+    "f16_quant": "quantizing: 16-bit student to this",
+    "teacher_quant": "both: teacher to this",
+}
+"""The divergences of `quality.json`, and what each is the loss of."""
+
+
+FIGURES = ("mean", "p99", "p999", "top1")
+"""Of a divergence in nats: its mean, two percentiles, and the share of tokens with the same most probable one."""
+
+
+def losses(quality: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each quant has lost, step by step: the quant, and the figures of each step that was measured."""
+    found = []
+    for quant, one in quality.items():
+        measured = {what: one[key] for key, what in STEPS.items() if key in one}
+        steps = [{"what": what, **{name: kl.get(name) for name in FIGURES}} for what, kl in measured.items()]
+        found.append({"quant": quant, "steps": steps, "advice": _advice(one)})
+    return [one for one in found if one["steps"]]
+
+
+def _advice(one: dict[str, Any]) -> str:
+    """Which step to mend first, where both were measured."""
+    trained, quantized = one.get("teacher_f16"), one.get("f16_quant")
+    if not trained or not quantized:
+        return ""
+    share = quantized["mean"] / ((trained["mean"] + quantized["mean"]) or 1)
+    if share < 0.2:
+        return "most was lost before quantizing: more or better training data would help, more bits would not"
+    return "much was lost by quantizing: try a larger type" if share > 0.5 else "both steps lost a part"
 
 
 def _named(document: dict[str, Any], name: str | None) -> dict[str, Any] | None:
@@ -107,46 +156,3 @@ def _waterfall(data: dict[str, Any]) -> list[dict[str, Any]]:
         steps.append({"what": "to measure the loss on", "count": data["valid"], "change": None})
     largest = max((step["count"] or 0 for step in steps), default=0) or 1
     return [{**step, "share": (step["count"] or -step["change"]) / largest} for step in steps]
-
-
-def _disagreements(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The worst rows: those where the student is wrong and the teacher right, most fields apart, first."""
-    judged = [
-        {
-            **row,
-            "expected": None if row["expected"] is None else _text(row["expected"]),
-            "student_right": None if row["expected"] is None else _same(row["student"], row["expected"]),
-            "teacher_right": None if row["expected"] is None else _same(row["teacher"], row["expected"]),
-            "apart": _apart(row["student"], row["teacher"] if row["expected"] is None else row["expected"]),
-        }
-        for row in rows
-    ]
-    judged.sort(key=lambda row: (row["student_right"] is True, row["teacher_right"] is False, -row["apart"]))
-    return judged[:SHOWN_DISAGREEMENTS]
-
-
-def _text(value: Any) -> str:
-    """An answer as the models write it: JSON without spaces, or the text itself."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _value(answer: Any) -> Any:
-    """The JSON value of an answer that is one, else its stripped text."""
-    if not isinstance(answer, str):
-        return answer
-    try:
-        return json.loads(answer)
-    except (ValueError, RecursionError):
-        return answer.strip()
-
-
-def _same(one: Any, other: Any) -> bool:
-    return bool(_value(one) == _value(other))
-
-
-def _apart(one: Any, other: Any) -> int:
-    """In how many fields two answers differ; texts and other values differ in one or none."""
-    first, second = _value(one), _value(other)
-    if isinstance(first, dict) and isinstance(second, dict):
-        return sum(first.get(key) != second.get(key) for key in first.keys() | second.keys())
-    return 0 if first == second else 99 if isinstance(second, dict) else 1

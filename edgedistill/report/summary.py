@@ -6,6 +6,8 @@ It is made from what the stages left; of a run that is under way it holds what i
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..errors import EdgeDistillError
@@ -14,11 +16,22 @@ from ..recipe import Recipe
 from ..records import read_rows
 from ..run import Run, file_sha256
 from .judge import Judgement, judge
+from .rows import Row, disagreements, edge_cases, outcomes, result_rows
+from .statistics import differ
 
 __all__ = ["document", "judge", "training_points"]
 
 BENCH_KEYS = (
     "latency_ms",
+    "n",
+    "verdict",
+    "decided_at",
+    "over",
+    "needed",
+    "bounds",
+    "drift",
+    "tpot_ms",
+    "energy_j_mean",
     "timed",
     "tokens_per_s",
     "prompt_tokens_mean",
@@ -27,6 +40,7 @@ BENCH_KEYS = (
     "load_ms",
     "peak_memory_bytes",
 )
+SHOWN = 40  # disagreements
 MODEL_KEYS = ("name", "quant", "sha256", "source", "licence", "imported_from_quant", "pruned")
 
 
@@ -38,7 +52,9 @@ def document(recipe: Recipe, run: Run) -> dict[str, Any]:
     evaluation = _read(run, "evaluate", "evaluation.json") or {}
     bench = _read(run, "bench", "bench.json") or {}
     candidates = _candidates(evaluation.get("candidates", []), bench.get("candidates", []))
-    judgement = _judged(candidates, recipe)
+    rows = result_rows(run)
+    judgement = _judged(candidates, rows, recipe)
+    reference = evaluation.get("reference")
     stages = _stages(run)
     last: dict[str, Any] = next((stage for stage in reversed(stages) if stage["finished"]), {})
     return {
@@ -52,14 +68,21 @@ def document(recipe: Recipe, run: Run) -> dict[str, Any]:
         "best": judgement.best,
         "reasons": list(judgement.reasons),
         "bars": {
-            name: [{"name": bar.name, "passed": bar.passed, "sentence": bar.sentence} for bar in bars]
+            name: [{key: value for key, value in asdict(bar).items() if key != "is_score"} for bar in bars]
             for name, bars in judgement.bars.items()
         },
+        "comparisons": _comparisons(candidates, rows, recipe),
         "candidates": candidates,
-        "reference": evaluation.get("reference"),
+        "reference": reference,
+        "scorer": evaluation.get("scorer"),
         "files": {"eval": None, "edge": None, **evaluation.get("files", {})},
-        "disagreements": evaluation.get("disagreements", []),
-        "target": {"target_ms": list(recipe.bench.target_ms), "percentile": recipe.bench.percentile},
+        "edge_cases": edge_cases(rows, judgement.best, reference),
+        "disagreements": disagreements(rows, judgement.best, reference)[:SHOWN] if judgement.best and reference else [],
+        "target": {
+            "target_ms": list(recipe.bench.target_ms),
+            "percentile": recipe.bench.percentile,
+            "metric": recipe.bench.metric,
+        },
         "conditions": bench.get("conditions", {}),
         "machine": bench.get("machine") or last.get("machine", {}),
         "versions": last.get("versions", {}),
@@ -79,10 +102,24 @@ def training_points(run: Run) -> list[dict[str, Any]]:
     return [row for _, row in read_rows(path)] if path.is_file() else []
 
 
-def _judged(candidates: list[dict[str, Any]], recipe: Recipe) -> Judgement:
+def _judged(candidates: list[dict[str, Any]], rows: Sequence[Row], recipe: Recipe) -> Judgement:
     """The verdict over the teacher and those students that may be packaged: the quants that the recipe asks for."""
     asked = [one for one in candidates if one["kind"] != "student" or one["quant"] in recipe.quantize.types]
-    return judge(asked, recipe.accept, recipe.bench)
+    return judge(asked, rows, recipe.accept, recipe.bench)
+
+
+def _comparisons(candidates: list[dict[str, Any]], rows: Sequence[Row], recipe: Recipe) -> list[dict[str, Any]]:
+    """How each student's scores on the eval set differ from those of the teachers and of the untrained student."""
+    found = []
+    for one in candidates:
+        for other in candidates:
+            if one["kind"] != "student" or other["kind"] == "student":
+                continue
+            mine, theirs = (outcomes(rows, who["name"], "score") for who in (one, other))
+            if mine and len(mine) == len(theirs):
+                difference = asdict(differ(mine, theirs, recipe.evaluate.right_from))
+                found.append({"candidate": one["name"], "other": other["name"], **difference})
+    return found
 
 
 def _read(run: Run, stage: str, name: str) -> Any:

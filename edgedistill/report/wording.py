@@ -6,7 +6,20 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["duration", "interval", "megabytes", "milliseconds", "one_line", "percent", "plain", "score", "visible"]
+__all__ = [
+    "chance",
+    "duration",
+    "interval",
+    "megabytes",
+    "milliseconds",
+    "nats",
+    "one_line",
+    "percent",
+    "plain",
+    "points",
+    "score",
+    "visible",
+]
 
 NOTHING = "–"
 HIDDEN = re.compile(
@@ -42,6 +55,27 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
+def chance(p: float) -> str:
+    """A p-value.
+
+    >>> chance(0.0173), chance(0.4), chance(0.00009)
+    ('p = 0.017', 'p = 0.40', 'p < 0.001')
+    """
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def points(share: float) -> str:
+    """A difference of two shares in percentage points, with its sign.
+
+    >>> points(0.015), points(-0.0666), points(0.0)
+    ('+1.5', '−6.7', '0.0')
+    """
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
 def interval(bounds: Sequence[float] | None) -> str:
     """A 95 % interval in per cent.
 
@@ -62,6 +96,15 @@ def score(measured: dict[str, object] | None, name: str) -> str:
     bounds = (measured.get("ci95") or {}).get(name)  # type: ignore[attr-defined]
     text = percent(measured.get(name))  # type: ignore[arg-type]
     return f"{text} ({interval(bounds)})" if bounds else text
+
+
+def nats(value: float | None) -> str:
+    """A divergence.
+
+    >>> nats(0.0000191), nats(0.1234), nats(None)
+    ('1.9e-05', '0.12', '–')
+    """
+    return NOTHING if value is None else f"{value:.2g}"
 
 
 def milliseconds(value: float | None) -> str:

@@ -1,174 +1,265 @@
-"""bench: how long the teacher and each quant take, against the target."""
+"""bench: how long the teacher and each quant take, and whether that proves the target."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInput
-from ..llamacpp.timing import TimingTask, measure, percentiles
+from ..contract import BenchSettings, EvaluateSettings
+from ..hardware import governor
+from ..llamacpp.timing import TimedModel, TimingTask, token_counter
+from ..models.content import size_of
 from ..recipe import Recipe
-from ..records import Message, Prompt, iter_prompts
-from ..run import Progress, Run, cores, file_sha256, machine, stop_if_asked, write_whole
+from ..records import Prompt
+from ..run import Progress, Run, cores, machine, stop_if_asked, write_whole
 from ..schema import load_schema
+from ..teachers.streaming import StreamedModel, StreamingTask
 from .candidates import Candidate, answering, greedy, quant_candidates, teacher_candidates
+from .latency import CONFIDENCE, bounds, drift, needed, percentiles, plan_for, ratio_of_medians
+from .lengths import of_length, recipe_prompts, timed_prompts
+from .turns import Contender, Rules, Timed, Timing, fit_together, take_turns
 
-__all__ = ["bench", "bench_files", "require_timed", "timed_prompts"]
+__all__ = ["Trial", "bench", "compare", "make_trial", "time_all"]
 
 BACKEND_REQUESTS = 20  # of a teacher that is no GGUF: its time is money or patience, and only the median is compared
 THROUGH_BACKEND = f"through the backend, one at a time, on {BACKEND_REQUESTS} prompts"
+CACHES = {
+    "cached-prefix": "the model is loaded, and what all prompts share is kept in the KV cache",
+    "warm": "the model is loaded, every prompt is computed whole",
+    "cold": "a new process for each request, which loads the model (its file may be in the system's cache)",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What every candidate is asked, and how: the first `settings.warmup` prompts are not counted."""
+
+    settings: BenchSettings
+    prompts: Sequence[Prompt]
+    schema: dict[str, Any] | None
+    max_tokens: int
+    seed: int
+    gpu_layers: int = -1
+    scratch: Path | None = None
+    """Where prefix states may be kept, if anywhere."""
+
+    @property
+    def threads(self) -> int:
+        return self.settings.threads or cores()
 
 
 def bench(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `bench.json`."""
     people = [*quant_candidates(recipe, run), *teacher_candidates(recipe, run, progress)]
-    result = _measure(recipe, people, run.scratch, progress)
+    trial = make_trial(people, recipe.bench, recipe, scratch=run.scratch)
+    backed = [one for one in people if one.asked is not None]
+    result = time_all([one for one in people if one.asked is None], trial, progress)
+    result["candidates"] += [_through_backend(recipe, one, trial, progress) for one in backed]
+    order = [one.name for one in people]
+    result["candidates"].sort(key=lambda one: order.index(one["name"]))
     write_whole(out / "bench.json", json.dumps(result, indent=1).encode())
     return {person["name"]: person["latency_ms"]["e2e"] for person in result["candidates"]}
 
 
-def bench_files(recipe: Recipe, paths: Sequence[Path], progress: Progress) -> dict[str, Any]:
-    """Latency of any GGUF files on the recipe's prompts, each behind the student's system text."""
-    from ..chat import with_system
+def make_trial(
+    people: Sequence[Candidate],
+    settings: BenchSettings,
+    recipe: Recipe | None,
+    source: Iterable[Prompt] | None = None,
+    scratch: Path | None = None,
+) -> Trial:
+    """What the candidates are asked: the recipe's own prompts, or those of another source; under its schema.
 
-    shown: tuple[Message, ...] = with_system(recipe.student.system, ())
-    names = [path.name for path in paths]
-    people = [
-        Candidate(
-            path.name if names.count(path.name) == 1 else str(path),
-            "student",
-            "",
-            path,
-            file_sha256(path),
-            shown,
-            "student",
-        )
-        for path in paths
-    ]
-    return _measure(recipe, people, None, progress)
-
-
-def timed_prompts(recipe: Recipe) -> list[Prompt]:
-    """Warm-up prompts, then the ones that are timed: all distinct, eval prompts first, in an order of the seed.
-
-    Raises InvalidInput where the recipe's files hold too few.
+    Raises InvalidInput where the prompts are too few.
     """
-    require_timed(recipe)
-    prompts = _distinct(recipe)
-    timed, warmup = list(islice(prompts, recipe.bench.requests)), deque(prompts, maxlen=recipe.bench.warmup)
-    random.Random(recipe.seed).shuffle(timed)
-    return [*warmup, *timed]
+    if source is None:
+        assert recipe is not None
+        source = recipe_prompts(recipe)
+    seed = recipe.seed if recipe else 0
+    prompts = timed_prompts(source, settings, seed, str(recipe.path) if recipe else people[0].name)
+    evaluated = recipe.evaluate if recipe else EvaluateSettings()
+    return Trial(
+        settings,
+        as_stated(prompts, settings, people),
+        load_schema(recipe) if recipe and evaluated.constrained else None,
+        settings.output_tokens or evaluated.max_tokens,
+        seed,
+        recipe.teach.gpu_layers if recipe else -1,
+        scratch,
+    )
 
 
-def require_timed(recipe: Recipe) -> None:
-    """Raise InvalidInput where the recipe's files hold too few prompts; no more of them is read than that takes."""
-    settings = recipe.bench
-    count = sum(1 for _ in islice(_distinct(recipe), settings.requests + settings.warmup))
-    if count < settings.requests + settings.warmup:
-        raise InvalidInput(
-            f"{recipe.path}: bench.requests is {settings.requests} and bench.warmup {settings.warmup}, but the eval "
-            f"and prompt files hold only {count} distinct prompts",
-            "Write more prompts, or lower bench.requests.",
-        )
+def as_stated(prompts: list[Prompt], settings: BenchSettings, people: Sequence[Candidate]) -> list[Prompt]:
+    """The prompts in the length that is stated, by the tokens of the first GGUF, else by four letters a token."""
+    if settings.prompt_tokens is None:
+        return prompts
+    for person in people:
+        if person.asked is None:
+            with token_counter(person.gguf, person.preamble) as count:
+                return of_length(prompts, settings.prompt_tokens, count)
+    shown = sum(len(message.content) for message in people[0].preamble)
+    return of_length(prompts, settings.prompt_tokens, lambda prompt: (shown + len(prompt.text)) // 4)
 
 
-def _distinct(recipe: Recipe) -> Iterator[Prompt]:
-    """Every prompt with words, once: those of the eval set, then the others."""
-    seen: set[str] = set()
-    for path in (recipe.file(recipe.evaluate.file), recipe.file(recipe.prompts.file)):
-        for prompt in iter_prompts(path):
-            if prompt.text.strip() and prompt.id not in seen:
-                seen.add(prompt.id)
-                yield prompt
-
-
-def _measure(recipe: Recipe, people: Sequence[Candidate], scratch: Path | None, progress: Progress) -> dict[str, Any]:
-    settings = recipe.bench
-    prompts = timed_prompts(recipe)
-    schema = load_schema(recipe) if recipe.evaluate.constrained else None
-    found = []
-    for number, person in enumerate(people):
-        records = []
-        for record in _records(recipe, person, schema, prompts, scratch):
-            records.append(record)
-            done = min(len(records), len(prompts))
-            progress(f"timing {person.name}", number * len(prompts) + done, len(people) * len(prompts))
-            stop_if_asked()
-        found.append({**person.record(), **_figures(records)})
+def time_all(people: Sequence[Candidate], trial: Trial, progress: Progress, together: bool = False) -> dict[str, Any]:
+    """The figures of GGUF files and servers, timed in turns; `together`, each until all have their verdict."""
+    contenders = [
+        Contender(one.name, 0 if one.path is None else size_of(one.path), _opener(one, trial)) for one in people
+    ]
+    alone = not fit_together([one.size_bytes for one in contenders])
+    most = len(trial.prompts) - trial.settings.warmup
+    rules = Rules(trial.settings, plan_for(trial.settings.percentile, most), trial.seed, together, alone)
+    timings = take_turns(contenders, rules, progress)
     return {
-        "conditions": {
-            "threads": cores(),
-            "requests": settings.requests,
-            "warmup": settings.warmup,
-            "target_ms": list(settings.target_ms),
-            "percentile": settings.percentile,
-            "decoding": "token by token under the schema's grammar" if schema else "token by token",
-            "cache": "warm; what all prompts share is kept in the KV cache",
-        },
-        "machine": machine(),
-        "candidates": found,
+        "conditions": {**_conditions(trial), "order": "turns of several requests" if alone else "request by request"},
+        "machine": {**machine(), "governor": governor()},
+        "candidates": [
+            {**person.record(), **_figures(timing, rules)} for person, timing in zip(people, timings, strict=True)
+        ],
     }
 
 
-def _records(
-    recipe: Recipe, person: Candidate, schema: dict[str, Any] | None, prompts: Sequence[Prompt], scratch: Path | None
-) -> Iterator[dict[str, Any]]:
-    """A record of the load, one of each request, and a last one, as `timing.measure` yields them."""
-    if person.asked is None:
-        task = TimingTask(
+def compare(result: dict[str, Any], metric: str) -> dict[str, Any]:
+    """How the first of two candidates stands to the second on the same prompts: the ratio of their medians."""
+    one, other = result["candidates"]
+    pairs = list(zip(one["times_ms"][metric], other["times_ms"][metric], strict=False))
+    ratio, interval = ratio_of_medians([mine for mine, _ in pairs], [theirs for _, theirs in pairs])
+    return {
+        "candidate": one["name"],
+        "against": other["name"],
+        "metric": metric,
+        "pairs": len(pairs),
+        "ratio_of_medians": ratio,
+        "ci95": list(interval),
+    }
+
+
+def _opener(person: Candidate, trial: Trial) -> Callable[[], Timed]:
+    """What loads the candidate, when its turn comes."""
+    settings = trial.settings
+    schema = None if settings.output_tokens else trial.schema
+    if person.asked is not None:
+        task = StreamingTask(
+            asked=person.asked,
+            preamble=person.preamble,
+            schema=schema,
+            prompts=trial.prompts,
+            max_tokens=trial.max_tokens,
+            endless=settings.output_tokens is not None,
+            reuses_prefix=settings.cache == "cached-prefix",
+        )
+        return partial(StreamedModel, task)
+    return partial(
+        TimedModel,
+        TimingTask(
             model=person.gguf,
             preamble=person.preamble,
             schema=schema,
-            prompts=prompts,
-            warmup=recipe.bench.warmup,
-            max_tokens=recipe.evaluate.max_tokens,
-            threads=cores(),
-            gpu_layers=recipe.teach.gpu_layers,
+            prompts=trial.prompts,
+            max_tokens=trial.max_tokens,
+            threads=trial.threads,
+            gpu_layers=trial.gpu_layers,
             sha256=person.sha256,
-            scratch=scratch,
-        )
-        yield from measure(task)
-        return
-    assert scratch is not None
-    yield {"load_ms": None, "shared_tokens": None, "timed": THROUGH_BACKEND}
-    asked = prompts[: recipe.bench.warmup + BACKEND_REQUESTS]
-    counted = {prompt.id for prompt in asked[recipe.bench.warmup :]}
+            scratch=trial.scratch,
+            cache=settings.cache,
+            endless=settings.output_tokens is not None,
+        ),
+    )
+
+
+def _conditions(trial: Trial) -> dict[str, Any]:
+    settings = trial.settings
+    decoding = "token by token"
+    if settings.output_tokens:
+        decoding += f", {settings.output_tokens} of them whatever they say"
+    elif trial.schema:
+        decoding += " under the schema's grammar"
+    return {
+        "threads": trial.threads,
+        "requests": len(trial.prompts) - settings.warmup,
+        "warmup": settings.warmup,
+        "target_ms": list(settings.target_ms),
+        "metric": settings.metric,
+        "percentile": settings.percentile,
+        "confidence": CONFIDENCE,
+        "decoding": decoding,
+        "cache": f"{settings.cache}: {CACHES[settings.cache]}",
+        "prompt_tokens": settings.prompt_tokens,
+    }
+
+
+def _figures(timing: Timing, rules: Rules) -> dict[str, Any]:
+    """What bench.json says of a candidate that was timed request by request."""
+    times = {name: [record[f"{name}_ms"] for record in timing.requests] for name in ("e2e", "ttft")}
+    mine, percentile = times[rules.settings.metric], f"p{rules.plan.percentile}"
+    count = timing.decided_at or len(timing.requests)
+    # bounds hold where the verdict fell; what is asked behind it, for the sake of pairs, is in the percentiles
+    within = {name: {percentile: list(bounds(values[:count], rules.plan))} for name, values in times.items()}
+    open_end = timing.verdict == "need more"
+    energy = [record["energy_j"] for record in timing.requests if record["energy_j"] is not None]
+    steps = [record["tpot_ms"] for record in timing.requests if record["tpot_ms"] is not None]
+    return {
+        "load_ms": timing.load.get("load_ms"),
+        "shared_tokens": timing.load.get("shared_tokens"),
+        "runtime": timing.load.get("runtime"),
+        "peak_memory_bytes": timing.peak_memory_bytes,
+        "n": len(timing.requests),
+        "verdict": timing.verdict,
+        "decided_at": timing.decided_at,
+        "over": timing.over,
+        "needed": needed(rules.plan, count, timing.over) if open_end else 0,
+        "bounds": within,
+        "drift": drift(mine),
+        "latency_ms": {name: percentiles(values) for name, values in (("ttft", times["ttft"]), ("e2e", times["e2e"]))},
+        "tpot_ms": percentiles(steps) if steps else None,
+        "tokens_per_s": round(1000 * len(steps) / sum(steps), 1) if steps else None,
+        **_means(timing.requests),
+        "energy_j_mean": round(sum(energy) / len(energy), 3) if energy else None,
+        "times_ms": times,
+    }
+
+
+def _through_backend(recipe: Recipe, person: Candidate, trial: Trial, progress: Progress) -> dict[str, Any]:
+    """The figures of a teacher that is no GGUF; its backend does not tell when the first token came."""
+    warmup = trial.settings.warmup
+    asked = trial.prompts[: warmup + BACKEND_REQUESTS]
+    counted = {prompt.id for prompt in asked[warmup:]}
     # answers are written out even where they are a closed set: that is what the teacher would take in its place
     settings = greedy(recipe).model_copy(update={"slots": 1, "closed": False})
-    with answering(person.task(schema, scratch), asked, settings, recipe.seed) as answers:
-        for completion in answers:
+    records: list[dict[str, Any]] = []
+    assert trial.scratch is not None
+    with answering(person.task(trial.schema, trial.scratch), asked, settings, recipe.seed) as answers:
+        for number, completion in enumerate(answers, start=1):
+            progress(f"timing {person.name}", number, len(asked))
+            stop_if_asked()
             if completion.prompt_id in counted:
-                yield {
-                    "ttft_ms": None,
-                    "e2e_ms": round(completion.seconds * 1000, 3),
-                    "prompt_tokens": completion.prompt_tokens,
-                    "completion_tokens": completion.completion_tokens,
-                }
-    yield {"peak_memory_bytes": None}
-
-
-def _figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of one candidate from its records; a backend does not tell when the first token came."""
-    load, *requests, last = records
-    e2e = percentiles([request["e2e_ms"] for request in requests])
-    ttft: Mapping[str, float | None] = dict.fromkeys(e2e)
-    rate = None
-    if all(request["ttft_ms"] is not None for request in requests):
-        ttft = percentiles([request["ttft_ms"] for request in requests])
-        decoded = sum(max(0, request["completion_tokens"] - 1) for request in requests)
-        decoding = sum(request["e2e_ms"] - request["ttft_ms"] for request in requests) / 1000
-        rate = round(decoded / decoding, 1) if decoding else None
+                records.append(
+                    {
+                        "e2e_ms": round(completion.seconds * 1000, 3),
+                        "prompt_tokens": completion.prompt_tokens,
+                        "completion_tokens": completion.completion_tokens,
+                    }
+                )
+    e2e = percentiles([record["e2e_ms"] for record in records])
+    nothing = ("load_ms", "shared_tokens", "peak_memory_bytes", "tokens_per_s", "tpot_ms", "verdict", "bounds", "drift")
     return {
-        **load,
-        **last,
-        "n": len(requests),
-        "latency_ms": {"ttft": ttft, "e2e": e2e},
-        "tokens_per_s": rate,
-        "prompt_tokens_mean": round(sum(request["prompt_tokens"] for request in requests) / len(requests), 1),
-        "completion_tokens_mean": round(sum(request["completion_tokens"] for request in requests) / len(requests), 1),
+        **person.record(),
+        **dict.fromkeys(nothing),
+        "timed": THROUGH_BACKEND,
+        "n": len(records),
+        "latency_ms": {"ttft": dict.fromkeys(e2e), "e2e": e2e},
+        **_means(records),
     }
+
+
+def _means(records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The mean token counts; None where not every answer told its own."""
+    found: dict[str, float | None] = {}
+    for name in ("prompt_tokens", "completion_tokens"):
+        counts = [record[name] for record in records if record[name] is not None]
+        found[f"{name}_mean"] = round(sum(counts) / len(counts), 1) if len(counts) == len(records) else None
+    return found

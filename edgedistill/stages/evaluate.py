@@ -13,7 +13,7 @@ from ..llamacpp.answer import Answerer, AnswererSettings
 from ..llamacpp.prefix import PrefixCache
 from ..llamacpp.sampling import Sampling
 from ..recipe import Recipe
-from ..records import Completion, Prompt, digest, read_prompts
+from ..records import Completion, Prompt, digest, json_lines, read_prompts
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
 from ..store import Store
@@ -26,79 +26,99 @@ from .candidates import (
     student_candidate,
     teacher_candidates,
 )
-from .scoring import equal, score
+from .contamination import refuse_contamination
+from .scorer_desk import Desk
+from .scorers import scored
+from .scoring import outcomes, result_rows, summary
 
 __all__ = ["evaluate", "evaluate_on"]
 
-SHOWN_DISAGREEMENTS = 40
-
 
 def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
-    """Write `evaluation.json`; answers are kept in `results.sqlite`, so that a stopped evaluation goes on."""
+    """Write `evaluation.json` and, row by row, `rows.jsonl`; answers are kept in `results.sqlite`, to go on from there.
+
+    Raises GateMissed where a row that was learnt overlaps one that measures.
+    """
     sets = {
         name.partition(".")[2].replace("edge_file", "edge").replace("file", "eval"): path
         for name, path in recipe.files("evaluate").items()
     }
+    prompts = {name: read_prompts(path) for name, path in sets.items()}
+    refuse_contamination(recipe, run, prompts, out)
     people = [
         *teacher_candidates(recipe, run, progress),
         *base_candidates(recipe, run, out, progress),
         student_candidate(recipe, run),
         *quant_candidates(recipe, run),
     ]
-    result = _compare(recipe, people, sets, _Bench(out / "results.sqlite", run.scratch, True, progress))
+    result, rows = _compare(recipe, people, prompts, _Bench(out / "results.sqlite", run, True, progress))
     (out / "base-f16.gguf").unlink(missing_ok=True)
-    write_whole(out / "evaluation.json", json.dumps(result, indent=1, ensure_ascii=False).encode())
-    return {person["name"]: person["eval"]["exact"] for person in result["candidates"]}
+    write_whole(out / "rows.jsonl", json_lines(rows))
+    write_whole(out / "evaluation.json", json.dumps({"files": _files(sets, prompts), **result}, indent=1).encode())
+    return {person["name"]: person["eval"]["score"] for person in result["candidates"]}
 
 
 def evaluate_on(recipe: Recipe, run: Run, path: Path, store: Path, progress: Progress) -> dict[str, Any]:
-    """The teachers and the student's quants on another eval file; the run is not touched."""
+    """The teachers and the student's quants on another eval file; the run is not touched.
+
+    Raises GateMissed where a row that was learnt overlaps one of the file.
+    """
+    prompts = {"eval": read_prompts(path)}
+    refuse_contamination(recipe, run, prompts, store.parent)
     people = [*teacher_candidates(recipe, run, progress), *quant_candidates(recipe, run)]
-    return _compare(recipe, people, {"eval": path}, _Bench(store, run.scratch, False, progress))
+    result, _ = _compare(recipe, people, prompts, _Bench(store, run, False, progress))
+    return {"files": _files({"eval": path}, prompts), **result}
+
+
+def _files(sets: dict[str, Path], prompts: dict[str, list[Prompt]]) -> dict[str, Any]:
+    return {one: {"name": path.name, "sha256": file_sha256(path), "n": len(prompts[one])} for one, path in sets.items()}
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """Where answers are kept, where prefix states may be, and who is told."""
+    """Where answers are kept, whose they are, and who is told."""
 
     store: Path
-    scratch: Path
+    run: Run
     writes: bool
     progress: Progress
 
     @property
     def room(self) -> Path:
         """Where a teacher's backend may leave what makes its next start faster."""
-        return self.scratch if self.writes else self.store.parent / "scratch"
+        return self.run.scratch if self.writes else self.store.parent / "scratch"
 
 
-def _compare(recipe: Recipe, people: Sequence[Candidate], sets: dict[str, Path], place: _Bench) -> dict[str, Any]:
-    prompts = {name: read_prompts(path) for name, path in sets.items()}
+def _compare(
+    recipe: Recipe, people: Sequence[Candidate], prompts: dict[str, list[Prompt]], place: _Bench
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Every candidate's scores on every set, and the rows behind them."""
     everything = list({prompt.id: prompt for rows in prompts.values() for prompt in rows}.values())
     answers: dict[str, dict[str, str]] = {}
     with Store(place.store) as store:
         for number, person in enumerate(people):
             counted = _Part(place.progress, number * len(everything), len(people) * len(everything), person.name)
             answers[person.name] = _answers(recipe, person, everything, (store, replace(place, progress=counted)))
+        desk = Desk(store, place.run.offline, place.room, place.progress)
+        scores = {kind: scored(recipe, rows, answers, desk) for kind, rows in prompts.items()}
     is_valid = schema_validator(load_schema(recipe))
     reference = answers[people[0].name]
-    return {
+    found = {
+        kind: {
+            name: outcomes(rows, (given, reference), is_valid, (scores[kind][name], recipe.evaluate.right_from))
+            for name, given in answers.items()
+        }
+        for kind, rows in prompts.items()
+    }
+    result = {
         "reference": people[0].name,
-        "files": {n: {"name": p.name, "sha256": file_sha256(p), "n": len(prompts[n])} for n, p in sets.items()},
+        "scorer": recipe.evaluate.scorer,
         "candidates": [
-            {
-                **person.record(),
-                **{name: score(rows, answers[person.name], reference, is_valid) for name, rows in prompts.items()},
-            }
+            {**person.record(), **{kind: summary(rows, found[kind][person.name]) for kind, rows in prompts.items()}}
             for person in people
-        ],
-        "disagreements": [
-            row
-            for person in people
-            if person.kind == "student" and person.quant != "F16"
-            for row in _disagreements(prompts, reference, answers[person.name], person.name)
         ],
     }
+    return result, [row for kind, rows in prompts.items() for row in result_rows(kind, rows, found[kind])]
 
 
 def _answers(
@@ -128,7 +148,7 @@ def _of_gguf(
     recipe: Recipe, person: Candidate, schema: dict[str, Any] | None, todo: Sequence[Prompt], place: _Bench
 ) -> Iterator[Iterator[Completion]]:
     """The answers of a GGUF, through llama.cpp's batch engine."""
-    cache = PrefixCache(place.scratch, person.sha256, place.writes)
+    cache = PrefixCache(place.run.scratch, person.sha256, place.writes)
     how = AnswererSettings(cores(), recipe.teach.gpu_layers, prefix_cache=cache)
     with Answerer(person.gguf, person.preamble, schema, how) as answerer:
         sampling = Sampling(recipe.evaluate.max_tokens)
@@ -155,25 +175,3 @@ class _Part:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         self._progress(f"{what} {self._name}", self._start + done, self._total)
-
-
-def _disagreements(
-    prompts: dict[str, list[Prompt]], teacher: dict[str, str], student: dict[str, str], name: str
-) -> list[dict[str, Any]]:
-    """Rows that a candidate got wrong, or answered otherwise than the teacher; wrong ones first."""
-    found = [
-        {
-            "set": kind,
-            "prompt": prompt.text,
-            "expected": prompt.expected,
-            "teacher": teacher[prompt.id],
-            "student": student[prompt.id],
-            "candidate": name,
-        }
-        for kind, rows in prompts.items()
-        for prompt in rows
-        if not equal(student[prompt.id], teacher[prompt.id])
-        or (prompt.expected is not None and not equal(student[prompt.id], prompt.expected))
-    ]
-    found.sort(key=lambda row: row["expected"] is None or equal(row["student"], row["expected"]))
-    return found[:SHOWN_DISAGREEMENTS]

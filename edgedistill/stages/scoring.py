@@ -1,43 +1,98 @@
-"""Scores of answers: valid, exact, by field, agreement with the teacher, each with its interval."""
+"""Scores of answers: valid, score, right, by field, agreement with the teacher, each with its interval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..chat import json_instance
 from ..records import Prompt
 
-__all__ = ["equal", "score", "wilson"]
+__all__ = ["Outcome", "equal", "outcomes", "result_rows", "same", "summary", "wilson"]
+
+ROUNDING = 1e-9
 
 
-def score(
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one row with one candidate, as `rows.jsonl` keeps it."""
+
+    answer: str
+    valid: bool
+    score: float | None
+    """From 0 to 1; None where the row has no right answer to score by."""
+    right: bool | None
+    same: bool
+    """Whether it says what the teacher said."""
+
+
+def outcomes(
     prompts: Sequence[Prompt],
-    answers: Mapping[str, str],
-    teacher: Mapping[str, str],
+    texts: tuple[Mapping[str, str], Mapping[str, str]],
     is_valid: Callable[[Any], bool] | None,
-) -> dict[str, Any]:
-    """What a candidate's answers are worth on a set: shares from 0 to 1, intervals of 95 %.
+    scores: tuple[Sequence[float | None], float] | None = None,
+) -> list[Outcome]:
+    """The outcome of each prompt; `texts` are a candidate's answers and the teacher's, by prompt id.
 
-    `answers` and `teacher` hold texts by prompt id. `exact` and `fields` count the rows that have an expected answer,
-    and are None or empty where no row has one.
+    `scores` are a scorer's, one a prompt, and the score from which on a row is right; without, an answer is right where
+    it equals the expected one.
     """
-    judged = [prompt for prompt in prompts if prompt.expected is not None]
+    answers, teacher = texts
+    found = []
+    for number, prompt in enumerate(prompts):
+        answer = answers[prompt.id]
+        if scores is not None:
+            value = scores[0][number]
+            right = None if value is None else value + ROUNDING >= scores[1]
+        else:
+            right = None if prompt.expected is None else equal(answer, prompt.expected)
+            value = None if right is None else float(right)
+        found.append(Outcome(answer, _valid(answer, is_valid), value, right, equal(answer, teacher[prompt.id])))
+    return found
+
+
+def result_rows(kind: str, prompts: Sequence[Prompt], people: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
+    """One row a prompt of a set: what was asked, what is right, and each candidate's outcome by its name."""
+    return [
+        {
+            "set": kind,
+            "id": prompt.id,
+            "prompt": prompt.text,
+            "expected": prompt.expected,
+            "tags": list(prompt.tags),
+            "must_pass": prompt.must_pass,
+            "candidates": {name: asdict(found[number]) for name, found in people.items()},
+        }
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def summary(prompts: Sequence[Prompt], found: Sequence[Outcome]) -> dict[str, Any]:
+    """What the outcomes of a set come to: shares and mean scores from 0 to 1, intervals of 95 %.
+
+    `exact` is the share of right rows, `score` their mean score, both of the rows that have a score; they are None, and
+    `fields` empty, where no row has one.
+    """
+    scored = [(prompt, one) for prompt, one in zip(prompts, found, strict=True) if one.score is not None]
     counts = {
-        "valid": sum(_valid(answers[prompt.id], is_valid) for prompt in prompts),
-        "exact": sum(equal(answers[prompt.id], prompt.expected) for prompt in judged),
-        "agreement": sum(equal(answers[prompt.id], teacher[prompt.id]) for prompt in prompts),
+        "valid": sum(one.valid for one in found),
+        "exact": sum(one.right is True for _, one in scored),
+        "agreement": sum(one.same for one in found),
     }
-    sizes = {"valid": len(prompts), "exact": len(judged), "agreement": len(prompts)}
-    must = [prompt for prompt in judged if prompt.must_pass]
-    failed = [prompt.text for prompt in must if not equal(answers[prompt.id], prompt.expected)]
+    sizes = {"valid": len(prompts), "exact": len(scored), "agreement": len(prompts)}
+    values = [one.score for _, one in scored if one.score is not None]
+    must = [(prompt, one) for prompt, one in scored if prompt.must_pass]
+    failed = [prompt.text for prompt, one in must if not one.right]
+    intervals = {name: wilson(count, sizes[name]) for name, count in counts.items() if sizes[name]}
     return {
         **{name: share(count, sizes[name]) for name, count in counts.items()},
-        "fields": _fields(judged, answers),
+        "score": round(math.fsum(values) / len(values), 4) if values else None,
+        "fields": _fields(scored),
         "n": len(prompts),
-        "ci95": {name: wilson(count, sizes[name]) for name, count in counts.items() if sizes[name]},
-        "tags": _tags(judged, answers),
+        "ci95": {**intervals, **({"score": _mean_interval(values)} if values else {})},
+        "tags": _tags(scored),
         "must_pass": {"n": len(must), "passed": len(must) - len(failed), "failed": failed},
     }
 
@@ -50,19 +105,19 @@ def equal(answer: str, other: Any) -> bool:
     """
     value = json_instance(answer)
     if not isinstance(other, str):
-        return type(value) is type(other) and _same(value, other)
+        return type(value) is type(other) and same(value, other)
     second = json_instance(other)
     if value is not None and second is not None:
-        return _same(value, second)
+        return same(value, second)
     return answer.strip() == other.strip()
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Whether two JSON values are equal; unlike in Python, `true` is not 1."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
@@ -88,22 +143,31 @@ def _valid(answer: str, is_valid: Callable[[Any], bool] | None) -> bool:
     return bool(answer.strip()) if is_valid is None else bool(is_valid(json_instance(answer)))
 
 
-def _fields(judged: Sequence[Prompt], answers: Mapping[str, str]) -> dict[str, float | None]:
-    objects = [prompt for prompt in judged if isinstance(prompt.expected, dict)]
-    names = list(dict.fromkeys(name for prompt in objects for name in prompt.expected))
+def _mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean score: a share's where every row is right or wrong, else the normal one."""
+    if set(values) <= {0.0, 1.0}:
+        return wilson(round(sum(values)), len(values))
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    half = 1.959963984540054 * math.sqrt(variance / len(values))
+    return round(max(0.0, mean - half), 4), round(min(1.0, mean + half), 4)
+
+
+def _fields(scored: Sequence[tuple[Prompt, Outcome]]) -> dict[str, float | None]:
+    objects = [(prompt, one) for prompt, one in scored if isinstance(prompt.expected, dict)]
+    names = list(dict.fromkeys(name for prompt, _ in objects for name in prompt.expected))
     right = dict.fromkeys(names, 0)
-    for prompt in objects:
-        value = json_instance(answers[prompt.id])
+    for prompt, one in objects:
+        value = json_instance(one.answer)
         for name in names:
-            right[name] += isinstance(value, dict) and name in value and _same(value[name], prompt.expected.get(name))
+            right[name] += isinstance(value, dict) and name in value and same(value[name], prompt.expected.get(name))
     return {name: share(count, len(objects)) for name, count in right.items()}
 
 
-def _tags(judged: Sequence[Prompt], answers: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    tags = sorted({tag for prompt in judged for tag in prompt.tags})
+def _tags(scored: Sequence[tuple[Prompt, Outcome]]) -> dict[str, dict[str, Any]]:
+    tags = sorted({tag for prompt, _ in scored for tag in prompt.tags})
     table = {}
     for tag in tags:
-        mine = [prompt for prompt in judged if tag in prompt.tags]
-        right = sum(equal(answers[prompt.id], prompt.expected) for prompt in mine)
-        table[tag] = {"n": len(mine), "exact": share(right, len(mine))}
+        mine = [one for prompt, one in scored if tag in prompt.tags]
+        table[tag] = {"n": len(mine), "exact": share(sum(one.right is True for one in mine), len(mine))}
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .imported import base_folder, pruned
 from .scoring import equal
 from .taught import TaughtRows
 from .tokenizers import SHOWN, aligner_between
+from .tracking import tracked
 
 __all__ = ["train"]
 
@@ -33,7 +34,8 @@ def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
         share = rows.aligned_share(train)
         warning = None if share is None else require_aligned(share)
         student = load_student(recipe.student, base)
-        summary = student.train(data, recipe.train, out, _reporter(progress))
+        with tracked(run) as passed_on:
+            summary = student.train(data, recipe.train, out, _reporter(progress, passed_on))
     quant = weights.quant if weights.format == "gguf" else None
     source = {"name": weights.name, "sha256": weights.sha256, "source": weights.source, "licence": weights.licence}
     if share is not None:
@@ -66,12 +68,13 @@ def _exam(recipe: Recipe, encoder: Encoder) -> Exam | None:
     return Exam(prompts, encoder.completion("")[-1], recipe.evaluate.max_tokens, score) if asked else None
 
 
-def _reporter(progress: Progress) -> Report:
+def _reporter(progress: Progress, passed_on: Callable[[TrainStep], None]) -> Report:
     def report(moment: TrainStep | Estimate) -> None:
         if isinstance(moment, Estimate):
             gigabytes, minutes = moment.memory_bytes / 2**30, moment.seconds / 60
             progress(f"training (about {gigabytes:.1f} GB, at most {minutes:.0f} min)", 0, 1)
         else:
+            passed_on(moment)
             scored = "" if moment.score is None else f", right {moment.score:.0%}"
             progress(f"training (loss {moment.loss:.3f}{scored})", moment.step, moment.steps)
 

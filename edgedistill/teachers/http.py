@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
@@ -69,6 +69,16 @@ class Reply:
     body: bytes
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """One request: a GET, or a POST where there is a payload."""
+
+    path: str
+    payload: dict[str, Any] | None
+    max_tokens: int
+    on_piece: Callable[[bytes], None] | None
+
+
 class NoReply(Exception):
     """No whole reply came. `away`: there was no connection; `crowded`: the server took too long."""
 
@@ -105,15 +115,22 @@ class Client:
     ) -> None:
         await self._http.aclose()
 
-    async def ask(self, path: str, payload: dict[str, Any] | None = None, max_tokens: int = 0) -> Reply:
-        """The reply to a GET, or to a POST where there is a payload.
+    async def ask(
+        self,
+        path: str,
+        payload: dict[str, Any] | None = None,
+        max_tokens: int = 0,
+        on_piece: Callable[[bytes], None] | None = None,
+    ) -> Reply:
+        """The reply to a GET, or to a POST where there is a payload; `on_piece` is given each piece of it as it comes.
 
         Raises NoReply where none came whole, and Unsafe where the endpoint's address or certificate is refused.
         """
+        wanted = _Wanted(path, payload, max_tokens, on_piece)
         failure = NoReply("no address")
         for address in await self._addresses():
             try:
-                return await self._exchange(address, path, payload, max_tokens)
+                return await self._exchange(address, wanted)
             except NoReply as error:
                 if not error.away:
                     raise
@@ -136,14 +153,14 @@ class Client:
             refuse_address(self._endpoint, address)
         return found
 
-    async def _exchange(self, address: str, path: str, payload: dict[str, Any] | None, max_tokens: int) -> Reply:
+    async def _exchange(self, address: str, wanted: _Wanted) -> Reply:
         import httpx2
 
         limits = self._limits
-        patience = limits.first_byte + limits.per_token * max_tokens
-        request = self._request(address, path, payload, patience)
+        patience = limits.first_byte + limits.per_token * wanted.max_tokens
+        request = self._request(address, wanted, patience)
         try:
-            return await asyncio.wait_for(self._reply(request), limits.connect + patience + limits.body)
+            return await asyncio.wait_for(self._reply(request, wanted), limits.connect + patience + limits.body)
         except httpx2.ConnectTimeout:
             raise NoReply(f"no connection within {limits.connect:g} s", away=True) from None
         except httpx2.ConnectError as error:
@@ -160,7 +177,7 @@ class Client:
         except httpx2.TransportError:
             raise NoReply("connection broken off") from None
 
-    def _request(self, address: str, path: str, payload: dict[str, Any] | None, patience: float) -> httpx2.Request:
+    def _request(self, address: str, wanted: _Wanted, patience: float) -> httpx2.Request:
         import httpx2
 
         headers = {
@@ -173,26 +190,27 @@ class Client:
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         return self._http.build_request(
-            "GET" if payload is None else "POST",
-            f"{self._endpoint.at(address)}/{path}",
+            "GET" if wanted.payload is None else "POST",
+            f"{self._endpoint.at(address)}/{wanted.path}",
             headers=headers,
-            json=payload,
+            json=wanted.payload,
             timeout=httpx2.Timeout(patience, connect=self._limits.connect),
             extensions={"sni_hostname": self._endpoint.host},  # the certificate is checked against the name
         )
 
-    async def _reply(self, request: httpx2.Request) -> Reply:
+    async def _reply(self, request: httpx2.Request, wanted: _Wanted) -> Reply:
         response = await self._http.send(request, stream=True)
+        writing = 0.0 if wanted.on_piece is None else self._limits.per_token * wanted.max_tokens
         try:
             try:
-                body = await asyncio.wait_for(self._body(response), self._limits.body)
+                body = await asyncio.wait_for(self._body(response, wanted.on_piece), self._limits.body + writing)
             except asyncio.TimeoutError:
                 raise NoReply("no end of the answer in time", crowded=True) from None
             return Reply(response.status_code, {name.lower(): text for name, text in response.headers.items()}, body)
         finally:
             await response.aclose()
 
-    async def _body(self, response: httpx2.Response) -> bytes:
+    async def _body(self, response: httpx2.Response, on_piece: Callable[[bytes], None] | None) -> bytes:
         largest = self._limits.body_bytes
         too_large = f"an answer larger than {largest / 2**20:g} MiB"
         stated = response.headers.get("content-length", "")
@@ -202,6 +220,8 @@ class Client:
         size, held = 0, False
         try:
             async for chunk in response.aiter_bytes():
+                if on_piece is not None:
+                    on_piece(chunk)
                 chunks.append(chunk)
                 size += len(chunk)
                 if len(chunks) > PIECES:

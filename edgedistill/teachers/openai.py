@@ -20,7 +20,7 @@ from .pace import Pace
 from .reply import Answer, Failure, Witness, complaint
 from .server import Server
 
-__all__ = ["OpenaiTeacher", "load"]
+__all__ = ["OpenaiTeacher", "key_of", "load"]
 
 ANOTHER = 1_000_003  # between the seeds of two attempts for the same answer
 SEEDS = 2**31  # some servers keep a seed in 32 bits
@@ -40,7 +40,7 @@ class OpenaiTeacher:
         self._limits = limits or Limits()
         self._resolver = resolver
         self._endpoint = endpoint_of(task.settings)
-        self._key = _key(task.settings)
+        self._key = key_of(task.settings)
         self._is_valid = schema_validator(task.schema)
         self._witness = Witness(task.settings.model)
         self._asker: Asker | None = None
@@ -136,7 +136,7 @@ def load(task: TeacherTask) -> OpenaiTeacher:
     return OpenaiTeacher(task)
 
 
-def _key(settings: TeacherSettings) -> str | None:
+def key_of(settings: TeacherSettings) -> str | None:
     """The key from the environment variable that the recipe names; None where it is not set."""
     key = os.environ.get(settings.api_key_env, "").strip()
     if not key:

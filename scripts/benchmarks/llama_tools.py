@@ -58,10 +58,12 @@ def build(folder: Path) -> None:
     )
 
 
-def llama_bench(model: Path, threads: int, prompt: int = 512, generate: int = 0, repeats: int = 2) -> float:
-    """Tokens per second by llama-bench: of a prompt, or, with `generate`, of writing."""
+def llama_bench(
+    model: Path, threads: int, prompt: int = 512, generate: int = 0, repeats: int = 2, *flags: str
+) -> float:
+    """Tokens per second by llama-bench: of a prompt, or, with `generate` and no prompt, of writing."""
     command = [tool("llama-bench"), "-m", str(model), "-t", str(threads), "-p", str(prompt), "-n", str(generate)]
-    rows = json.loads(_output([*command, "-r", str(repeats), "-o", "json"]))
+    rows = json.loads(_output([*command, "-r", str(repeats), "-o", "json", *flags]))
     return float(rows[0]["avg_ts"])
 
 

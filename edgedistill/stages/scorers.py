@@ -1,0 +1,232 @@
+"""How good an answer is, from 0 to 1: one function a scorer, in one table."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..chat import json_instance
+from ..errors import InvalidInput
+from ..recipe import Recipe
+from ..records import Prompt
+from .judging import judged
+from .sandbox import checked
+from .scorer_desk import Desk
+from .scoring import equal, same
+
+__all__ = ["SCORERS", "chrf", "fields", "label", "require_expected", "scored", "token_f1", "tool_call"]
+
+CHRF_ORDER, CHRF_BETA = 6, 2
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+
+Scores = dict[str, list[float | None]]
+
+
+def scored(recipe: Recipe, prompts: Sequence[Prompt], answers: Mapping[str, Mapping[str, str]], desk: Desk) -> Scores:
+    """The score of each candidate's answers by the recipe's scorer: by candidate's name, one a prompt.
+
+    `answers` hold texts by name and prompt id, the reference first. A prompt without a right answer has no score, but
+    of a command or a judge.
+    """
+    if recipe.evaluate.scorer == "command":
+        return checked(recipe, prompts, answers)
+    if recipe.evaluate.scorer == "judge":
+        return judged(recipe, prompts, answers, desk)
+    function = SCORERS[recipe.evaluate.scorer]
+    return {
+        name: [None if one.expected is None else function(given[one.id], one.expected) for one in prompts]
+        for name, given in answers.items()
+    }
+
+
+def exact(answer: str, expected: Any) -> float:
+    """1 where the answer says the same, as JSON values or as stripped text.
+
+    >>> exact('{"a": 1}', {"a": 1}), exact("yes", "no")
+    (1.0, 0.0)
+    """
+    return float(equal(answer, expected))
+
+
+def fields(answer: str, expected: Any) -> float:
+    """The share of an object's fields that are right, of those that either has; of other values, whether they agree.
+
+    >>> fields('{"a": 1, "b": 2}', {"a": 1, "b": 3}), fields('{"a": 1, "c": 0}', {"a": 1}), fields("no", {"a": 1})
+    (0.5, 0.5, 0.0)
+    """
+    value = json_instance(answer)
+    if not isinstance(expected, dict) or not expected:
+        return exact(answer, expected)
+    if not isinstance(value, dict):
+        return 0.0
+    right = sum(name in value and same(value[name], expected[name]) for name in expected)
+    return right / len(expected.keys() | value.keys())
+
+
+def label(answer: str, expected: Any) -> float:
+    """1 where the answer is the label, or one of several, whatever its case and the signs around it.
+
+    >>> label(" **Positive**. ", "positive"), label("not positive", "positive"), label("B)", ["b", "c"])
+    (1.0, 0.0, 1.0)
+    """
+    return float(any(_plain(answer) == _plain(one) for one in _texts(expected)))
+
+
+def regex(answer: str, expected: Any) -> float:
+    r"""1 where the pattern, or one of several, is found in the answer (Python's `re`).
+
+    >>> regex("It is 21.50 EUR.", r"\b21\.50?\b"), regex("It is 2150.", r"\b21\.50?\b")
+    (1.0, 0.0)
+    """
+    return float(any(re.search(pattern, answer) for pattern in _texts(expected)))
+
+
+def chrf(answer: str, expected: Any) -> float:
+    """chrF2 of the answer against the best of the texts (Popović, WMT 2015), as sacreBLEU computes it, over 100.
+
+    >>> round(chrf("the cat sat on the mat", "the cat is on the mat"), 6)
+    0.645779
+    >>> round(chrf("hello", "hello world"), 6), chrf("abc", "xyz"), chrf("ab cd", "abcd")
+    (0.406908, 0.0, 1.0)
+    """
+    return max((_chrf("".join(answer.split()), "".join(one.split())) for one in _texts(expected)), default=0.0)
+
+
+def token_f1(answer: str, expected: Any) -> float:
+    """F1 of the words shared with the best of the texts, as in SQuAD (Rajpurkar et al., arXiv 1606.05250).
+
+    >>> token_f1("The Eiffel Tower!", "eiffel tower"), round(token_f1("tower in Paris", ["Eiffel Tower", "Rome"]), 3)
+    (1.0, 0.4)
+    """
+    return max((_f1(_words(answer), _words(one)) for one in _texts(expected)), default=0.0)
+
+
+def tool_call(answer: str, expected: Any) -> float:
+    """The share of arguments that are right, of those that either call has; 0 where another tool is called.
+
+    Calls are `{"name", "arguments"}`, an OpenAI message with `tool_calls`, or Hermes' `<tool_call>`; of several, the
+    mean in their order, and a call too many or too few is wrong.
+
+    >>> right = {"name": "light", "arguments": {"room": "hall", "on": True}}
+    >>> tool_call('<tool_call>{"name": "light", "arguments": {"room": "hall", "on": false}}</tool_call>', right)
+    0.5
+    >>> tool_call('{"tool_calls": [{"function": {"name": "light", "arguments": {"room": "hall"}}}]}', right)
+    0.5
+    >>> tool_call('{"name": "door", "arguments": {"room": "hall", "on": true}}', right), tool_call("hello", right)
+    (0.0, 0.0)
+    """
+    wanted, given = _calls(expected), _calls(answer)
+    pairs = list(zip(given, wanted, strict=False))
+    return sum(_same_call(*pair) for pair in pairs) / (max(len(wanted), len(given)) or 1)
+
+
+SCORERS: dict[str, Callable[[str, Any], float]] = {
+    "exact": exact,
+    "json": fields,
+    "label": label,
+    "regex": regex,
+    "chrf": chrf,
+    "f1": token_f1,
+    "tool": tool_call,
+}
+
+
+def require_expected(scorer: str, prompt: Prompt, where: str) -> None:
+    """Raise InvalidInput where a row's right answer is none for the scorer."""
+    if prompt.expected is None or scorer not in SCORERS:
+        return
+    problem = ""
+    if scorer in ("label", "regex", "chrf", "f1") and not _texts(prompt.expected):
+        problem = "a text, or a list of texts, that are not empty"
+    elif scorer == "tool" and not _calls(prompt.expected):
+        problem = 'a call: {"name": ..., "arguments": {...}}'
+    elif scorer == "regex":
+        for pattern in _texts(prompt.expected):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                problem = f"a pattern ({error})"
+    if problem:
+        raise InvalidInput(
+            f"{where}: the expected answer of {prompt.text[:60]!r} is not {problem}",
+            f"evaluate.scorer = '{scorer}' needs it so.",
+        )
+
+
+def _texts(expected: Any) -> list[str]:
+    """The right answers of a row: one text or several, without empty ones; other values in JSON."""
+    if isinstance(expected, list):
+        return [text for one in expected for text in _texts(one)]
+    text = expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)
+    return [text] if text.strip() else []
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"^[\W_]+|[\W_]+$", "", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _chrf(answer: str, reference: str) -> float:
+    precision = recall = 0.0
+    orders = 0
+    for size in range(1, CHRF_ORDER + 1):
+        mine, theirs = (
+            Counter(text[i : i + size] for i in range(len(text) - size + 1)) for text in (answer, reference)
+        )
+        if mine and theirs:
+            shared = (mine & theirs).total()
+            precision, recall, orders = precision + shared / mine.total(), recall + shared / theirs.total(), orders + 1
+    if not precision + recall:
+        return 0.0
+    precision, recall, factor = precision / orders, recall / orders, CHRF_BETA**2
+    return (1 + factor) * precision * recall / (factor * precision + recall)
+
+
+def _grams(text: str, size: int) -> Counter[str]:
+    return Counter(text[i : i + size] for i in range(len(text) - size + 1))
+
+
+def _words(text: str) -> list[str]:
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return ARTICLES.sub(" ", bare).split()
+
+
+def _f1(mine: list[str], theirs: list[str]) -> float:
+    if not mine or not theirs:
+        return float(mine == theirs)
+    shared = (Counter(mine) & Counter(theirs)).total()
+    return 2 * shared / (len(mine) + len(theirs))
+
+
+def _calls(value: Any) -> list[tuple[str, Any]]:
+    """Name and arguments of each call in an answer, in any of the forms that are known."""
+    if isinstance(value, str):
+        tagged = TOOL_CALL.findall(value)
+        parts = [json_instance(part) for part in tagged] if tagged else [json_instance(value)]
+        return [call for part in parts if not isinstance(part, str) for call in _calls(part)]
+    if isinstance(value, list):
+        return [call for one in value for call in _calls(one)]
+    if not isinstance(value, dict):
+        return []
+    if "tool_calls" in value:
+        return _calls(value["tool_calls"])
+    inner = value.get("function", value)
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        return []
+    arguments = inner.get("arguments", inner.get("parameters", {}))
+    return [(inner["name"], json_instance(arguments) if isinstance(arguments, str) else arguments)]
+
+
+def _same_call(mine: tuple[str, Any], theirs: tuple[str, Any]) -> float:
+    if mine[0] != theirs[0]:
+        return 0.0
+    if mine[1] == theirs[1] == {}:
+        return 1.0
+    if not isinstance(theirs[1], dict) or not isinstance(mine[1], dict):
+        return float(same(mine[1], theirs[1]))
+    return fields(json.dumps(mine[1]), theirs[1]) if theirs[1] else 0.0
