@@ -236,6 +236,34 @@ def bench(targets: tuple[str, ...], **flags: Any) -> None:
     raise SystemExit(bench_command(targets, **flags))
 
 
+@cli.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("text", required=False)
+@click.option("--lines", is_flag=True, help="Answer each line of standard input by itself.")
+@click.option("--schema", type=click.Path(path_type=Path), help="A JSON Schema that the answers must match.")
+@click.option("--system", help="For a GGUF file: the system text before every text.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Of an answer.  [default: the package's, else 256]")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="0 is what tune found, else every core.")
+@json_option
+def answer(target: Path, text: str | None, **flags: Any) -> None:
+    """Answer TEXT, or standard input, with TARGET: a package, a run or a GGUF file."""
+    from .commands.answer import answer_target
+
+    answer_target(target, text, **flags)
+
+
+@cli.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--recipe", type=click.Path(path_type=Path), help="For a GGUF file: the recipe whose prompts it gets.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+@json_option
+def tune(target: Path, recipe: Path | None, as_json: bool, quiet: bool) -> None:
+    """Find the fastest threads, batches and KV type for TARGET on this machine; answer and bench use them."""
+    from .commands.tune import tune_target
+
+    tune_target(target, recipe, as_json, quiet)
+
+
 @cli.command(help=f"{next(s.help for s in STAGES if s.name == 'package')} Takes RECIPE, or --verify FOLDER.")
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option(

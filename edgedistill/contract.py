@@ -43,6 +43,12 @@ class JudgeSettings(Table):
     api_key_env: str = "OPENAI_API_KEY"
     plain_http: StrictBool = False
 
+    @model_validator(mode="after")
+    def has_url(self) -> JudgeSettings:
+        if (self.backend == "openai") != (self.url is not None):
+            raise ValueError("url belongs to the 'openai' backend, which needs it")
+        return self
+
 
 class EvaluateSettings(Table):
     """What is measured, on what."""

@@ -19,6 +19,7 @@ from .records import digest
 from .report.page import write_report
 from .run import Progress, Run, file_sha256, no_room, open_run, orderly_stop, stop_if_asked, whole_file, write_whole
 from .stages import STAGES, Stage
+from .stages.judging import judge_teacher
 from .stages.package import Rejected
 from .teachers.identity import fetch_teacher, identify_teacher
 
@@ -74,6 +75,8 @@ def models_of(recipe: Recipe, run: Run, table: str) -> list[str | None]:
         return [identify_teacher(recipe, teacher, run.offline).sha256 for teacher in recipe.teachers]
     if table == "student":
         return [identify(recipe.reference("student"), STUDENT, run.offline).sha256]
+    if table == "evaluate" and recipe.evaluate.judge is not None:
+        return [identify_teacher(recipe, judge_teacher(recipe), run.offline).sha256]
     return []
 
 

@@ -184,7 +184,7 @@ def _scorer(recipe: Recipe, run: Run) -> str:
     """Whether the scorer can work: its command is a program, its judge a model that is there."""
     settings = recipe.evaluate
     if settings.scorer == "command":
-        return f"{' '.join(scorer_command(settings, recipe.path.parent))}: {confinement(settings)}"
+        return f"{' '.join(scorer_command(recipe))}: {confinement(settings)}"
     if settings.scorer == "judge":
         judge = judge_teacher(recipe)
         require_teacher(judge)

@@ -221,13 +221,18 @@ class Recipe(Table):
         """A file that the recipe names, relative to the recipe's own folder."""
         return self._path.parent / name
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where what lies beside the recipe is: its own folder and, for a run's copy, the one that it came from."""
+        return tuple(folder for folder in (self._path.parent, self._origin) if folder is not None)
+
     def reference(self, who: Literal["teacher", "student"]) -> str:
         """The model of the first teacher or of the student, as `located` finds it."""
         return self.located(getattr(self, who))
 
     def located(self, settings: TeacherSettings | StudentSettings) -> str:
         """The model that a table names; a path that is there beside the recipe stands for that file or folder."""
-        places = (folder / settings.model for folder in (self._path.parent, self._origin) if folder is not None)
+        places = (folder / settings.model for folder in self.folders)
         return next((str(place) for place in places if place.exists()), settings.model)
 
     def files(self, table: str | None = None) -> dict[str, Path]:

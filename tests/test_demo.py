@@ -18,7 +18,7 @@ import pytest
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "home-commands"
 ROWS = {"prompts.jsonl": 100, "examples.jsonl": 16, "eval.jsonl": 40, "edge.jsonl": 10}
-BARS = "[accept]\nvalid = 0.95\nagreement = 0.0\nexact_of_teacher = 0.0\nmust_pass = false\nspeedup = 2.0\n"
+BARS = "[accept]\nvalid = 0.9\nagreement = 0.0\nexact_of_teacher = 0.0\nmust_pass = false\nspeedup = 2.0\n"
 
 
 @pytest.fixture(scope="module")

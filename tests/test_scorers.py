@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Finished
 from pico import pico_gguf
 from pico_recipe import PicoModels, write_pico_recipe
 
+from edgedistill.commands.measure import evaluate_target
 from edgedistill.contract import EvaluateSettings
 from edgedistill.errors import GateMissed, InvalidInput
 from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import Message, Prompt, json_lines
+from edgedistill.report.rows import result_rows
 from edgedistill.run import Run
 from edgedistill.stages.contamination import refuse_contamination
 from edgedistill.stages.judging import SPECIAL, judge_teacher, judged
@@ -143,8 +146,9 @@ def test_on_linux_a_command_has_no_network_and_leaves_nothing(tmp_path: Path) ->
 
 
 def test_a_command_that_is_no_program_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_with(tmp_path, 'scorer = "command"\ncommand = ["check.py"]')
     with pytest.raises(InvalidInput, match=r"evaluate\.command: 'check\.py' is no program"):
-        scorer_command(SETTINGS, tmp_path)
+        scorer_command(recipe)
 
 
 def test_a_judge_is_asked_in_both_orders_once(tmp_path: Path, gguf: Path) -> None:
@@ -193,3 +197,20 @@ def test_a_row_that_was_learnt_and_measures_is_refused(tmp_path: Path) -> None:
             refuse_contamination(recipe, run, {**clean, kind: [prompt(text)]}, tmp_path)
     with pytest.raises(GateMissed, match=r"valid\.jsonl:1"):
         refuse_contamination(recipe, run, {"eval": [prompt("Is the door locked")]}, tmp_path)
+
+
+def test_a_run_keeps_a_row_for_each_prompt_and_is_not_measured_on_what_it_learnt(
+    finished: Finished, tmp_path: Path
+) -> None:
+    kept = result_rows(Run(finished.run))
+    assert [row["set"] for row in kept] == ["eval"] * 36 + ["edge"] * 4
+    names = [one["name"] for one in json.loads((finished.run / "evaluate/evaluation.json").read_text())["candidates"]]
+    for row in kept:
+        assert list(row["candidates"]) == names
+        assert row["candidates"]["teacher"]["same"]
+        assert row["candidates"]["teacher"]["right"] == (row["candidates"]["teacher"]["score"] == 1.0)
+    learnt = json.loads((finished.run / "curate" / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    row = {"messages": learnt["messages"][:1], "expected": {"action": "on", "room": "all"}}
+    (tmp_path / "other.jsonl").write_bytes(json_lines([row]))
+    with pytest.raises(GateMissed, match=r"train\.jsonl:1: .* was learnt"):
+        evaluate_target(finished.run, tmp_path / "other.jsonl", True, True, offline=True, runs=finished.run.parent)

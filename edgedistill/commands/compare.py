@@ -12,7 +12,7 @@ from ..errors import InvalidInput
 from ..recipe import load_recipe
 from ..report.comparison import CHANGES, compare
 from ..report.rows import as_text
-from ..report.wording import chance, one_line, percent, points
+from ..report.wording import chance, difference, one_line, percent
 from ..run import open_run
 
 __all__ = ["show_comparison"]
@@ -60,9 +60,9 @@ def _set_lines(kind: str, one: dict[str, Any]) -> list[str]:
     score = one["score"]
     if score is None:
         return [*lines, f"  no right answers; {one['other_answer']} answers differ"]
-    low, high = map(points, score["ci95"])
+    low, high = map(difference, score["ci95"])
     lines.append(
-        f"  score {percent(score['first'])} to {percent(score['second'])}: {points(score['difference'])} points, "
+        f"  score {percent(score['first'])} to {percent(score['second'])}: {difference(score['difference'])} points, "
         f"95 % interval {low} to {high}"
     )
     changed = f"{one['fixed']} fixed, {one['broken']} broken, {one['still_wrong']} still wrong"

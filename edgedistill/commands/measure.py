@@ -39,5 +39,7 @@ def evaluate_target(target: Path, eval_file: Path | None, as_json: bool, quiet: 
 
 
 def _scores(scores: dict[str, Any]) -> str:
-    shown = (f"{name} {scores[name]:.1%}" for name in ("valid", "exact", "agreement") if scores[name] is not None)
+    graded = scores.get("score") != scores["exact"]
+    names = ("valid", "exact", *(("score",) if graded else ()), "agreement")
+    shown = (f"{name} {scores[name]:.1%}" for name in names if scores.get(name) is not None)
     return ", ".join(shown) + f" of {scores['n']}"

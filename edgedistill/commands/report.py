@@ -41,7 +41,8 @@ def print_report(found: dict[str, Any]) -> None:
     percentile = f"p{found['target']['percentile']}"
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("candidate", overflow="fold")
-    for heading in ("size", "valid", "right", "95 %", "same", "edge", "p50", percentile):
+    graded = ("score",) if found["scorer"] not in (None, "exact") else ()
+    for heading in ("size", "valid", *graded, "right", "95 %", "same", "edge", "p50", percentile):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in found["candidates"]:
         times = (one["latency_ms"] or {}).get("e2e", {})
@@ -50,6 +51,7 @@ def print_report(found: dict[str, Any]) -> None:
             one_line(one["name"]),
             megabytes(one["size_bytes"]),
             percent(scores.get("valid")),
+            *(percent(scores.get(name)) for name in graded),
             percent(scores.get("exact")),
             interval(scores.get("ci95", {}).get("exact")),
             percent(scores.get("agreement")),

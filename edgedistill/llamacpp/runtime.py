@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from .context import MICRO_BATCH, Context, ContextSettings, FlashAttention, KvTy
 from .deciding import Decider, Ending, among, freely, under_grammar
 from .grammar import Grammar
 from .model import LlamaModel, load_llama_cpp
-from .prefix import PREFIX, PrefixCache, decode_prefix
+from .prefix import PREFIX, SHORTEST, PrefixCache, decode_prefix
 
 __all__ = ["Reply", "Runtime", "RuntimeSettings"]
 
 OWN = 1  # the sequence of the prompt that is being answered
+USUAL = 192  # tokens of a prompt's own part
 CELLS = 256  # a context grows in multiples of this
 
 
@@ -45,8 +46,14 @@ class RuntimeSettings:
     kv_type: KvType = "f16"
     flash_attention: FlashAttention = "auto"
     gpu_layers: int = -1
-    prefix: PrefixCache | None = None
-    """Where the state of what all prompts share may be kept."""
+    prefixes: Callable[[], Sequence[PrefixCache]] | None = None
+    """Where the state of what all prompts share may be kept, best first; asked for only where it is worth it. One that
+    is computed is written to the last."""
+
+    @property
+    def layout(self) -> str:
+        """How keys and values lie: a saved state of another layout cannot be read."""
+        return f"{self.kv_type}-{self.flash_attention}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +107,7 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        self._close_context()
+        self.forget()
         self.model.close()
 
     @property
@@ -122,6 +129,11 @@ class Runtime:
             )
         if self._context is None or self._context.settings.cells < needed:
             self._open(min(limit, -(-needed // CELLS) * CELLS))
+
+    def warm_up(self, max_tokens: int) -> None:
+        """Have the shared part ready, and room for a prompt of usual length, before a text is there."""
+        room = self.model.context_limit - len(self.shared.tokens) - max_tokens
+        self.prepare(min(USUAL, max(0, room)), max_tokens)
 
     def answer(
         self,
@@ -186,7 +198,7 @@ class Runtime:
         return AnswerTrie([self.model.tokenize(answer, special=False) for answer in answers], self.model.end_of_turn)
 
     def _open(self, cells: int) -> None:
-        self._close_context()
+        self.forget()
         how = self.settings
         self._context = Context(
             self.model,
@@ -202,7 +214,16 @@ class Runtime:
         )
         if how.prompt_threads:
             load_llama_cpp().llama_set_n_threads(self._context.handle, how.threads, how.prompt_threads)
-        self.restored = decode_prefix(self._context, how.prefix, self.shared.tokens)
+        self.restored = self._share(self._context)
+
+    def _share(self, context: Context) -> bool:
+        """Make the context hold what all prompts share; whether that was read from a saved state."""
+        tokens, asked = self.shared.tokens, self.settings.prefixes
+        kept = asked() if asked is not None and len(tokens) >= SHORTEST else ()
+        caches = [replace(cache, layout=self.settings.layout) for cache in kept]
+        if any(cache.restore(context.handle, tokens) for cache in caches[:-1]):
+            return True
+        return decode_prefix(context, caches[-1] if caches else None, tokens)
 
     def _flash(self) -> FlashAttention:
         """Flash attention as asked for; by itself on where keys and values are rounded, which it alone computes."""
@@ -210,7 +231,8 @@ class Runtime:
             return self.settings.flash_attention
         return "on"
 
-    def _close_context(self) -> None:
+    def forget(self) -> None:
+        """Drop what is computed and what is shared, as at a start; the weights stay."""
         if self._context is not None:
             self._context.close()
             self._context = None

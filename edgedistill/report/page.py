@@ -13,6 +13,7 @@ from .charts import latency_chart, loss_chart, rejection_chart
 from .summary import document, training_points
 from .wording import (
     chance,
+    difference,
     duration,
     interval,
     megabytes,
@@ -21,7 +22,6 @@ from .wording import (
     one_line,
     percent,
     plain,
-    points,
     visible,
 )
 
@@ -48,7 +48,7 @@ def page(document: dict[str, Any], points: Sequence[dict[str, Any]]) -> str:
         "interval": interval,
         "ms": milliseconds,
         "nats": nats,
-        "points": points,
+        "difference": difference,
         "chance": chance,
         "mb": megabytes,
         "duration": duration,

@@ -54,7 +54,6 @@ def document(recipe: Recipe, run: Run) -> dict[str, Any]:
     candidates = _candidates(evaluation.get("candidates", []), bench.get("candidates", []))
     rows = result_rows(run)
     judgement = _judged(candidates, rows, recipe)
-    reference = evaluation.get("reference")
     stages = _stages(run)
     last: dict[str, Any] = next((stage for stage in reversed(stages) if stage["finished"]), {})
     return {
@@ -71,13 +70,11 @@ def document(recipe: Recipe, run: Run) -> dict[str, Any]:
             name: [{key: value for key, value in asdict(bar).items() if key != "is_score"} for bar in bars]
             for name, bars in judgement.bars.items()
         },
-        "comparisons": _comparisons(candidates, rows, recipe),
+        **_from_rows(rows, candidates, judgement, recipe),
         "candidates": candidates,
-        "reference": reference,
+        "reference": evaluation.get("reference"),
         "scorer": evaluation.get("scorer"),
         "files": {"eval": None, "edge": None, **evaluation.get("files", {})},
-        "edge_cases": edge_cases(rows, judgement.best, reference),
-        "disagreements": disagreements(rows, judgement.best, reference)[:SHOWN] if judgement.best and reference else [],
         "target": {
             "target_ms": list(recipe.bench.target_ms),
             "percentile": recipe.bench.percentile,
@@ -106,6 +103,27 @@ def _judged(candidates: list[dict[str, Any]], rows: Sequence[Row], recipe: Recip
     """The verdict over the teacher and those students that may be packaged: the quants that the recipe asks for."""
     asked = [one for one in candidates if one["kind"] != "student" or one["quant"] in recipe.quantize.types]
     return judge(asked, rows, recipe.accept, recipe.bench)
+
+
+def _from_rows(
+    rows: Sequence[Row], candidates: list[dict[str, Any]], judgement: Judgement, recipe: Recipe
+) -> dict[str, Any]:
+    """What only the rows tell: differences, edge cases, and where the best student and the teacher disagree."""
+    teacher = next((one["name"] for one in candidates if one["kind"] == "teacher"), None)
+    best = judgement.best
+    return {
+        "comparisons": _comparisons(candidates, rows, recipe),
+        "edge_cases": edge_cases(rows, best, teacher),
+        "disagreements": disagreements(rows, best, teacher)[:SHOWN] if best and teacher else [],
+        "judge_wavers": _wavering(rows) if recipe.evaluate.scorer == "judge" else None,
+    }
+
+
+def _wavering(rows: Sequence[Row]) -> float | None:
+    """Of the answers that a judge does not always find as good as the right one, those that it does in one order."""
+    scores = [one["score"] for row in rows for one in row["candidates"].values()]
+    asked = [score for score in scores if score is not None and score < 1]
+    return round(sum(score == 0.5 for score in asked) / len(asked), 4) if asked else None
 
 
 def _comparisons(candidates: list[dict[str, Any]], rows: Sequence[Row], recipe: Recipe) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = [
     "chance",
+    "difference",
     "duration",
     "interval",
     "megabytes",
@@ -16,7 +17,6 @@ __all__ = [
     "one_line",
     "percent",
     "plain",
-    "points",
     "score",
     "visible",
 ]
@@ -66,10 +66,10 @@ def chance(p: float) -> str:
     return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def points(share: float) -> str:
+def difference(share: float) -> str:
     """A difference of two shares in percentage points, with its sign.
 
-    >>> points(0.015), points(-0.0666), points(0.0)
+    >>> difference(0.015), difference(-0.0666), difference(0.0)
     ('+1.5', '−6.7', '0.0')
     """
     text = f"{100 * share:+.1f}"

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..chat import with_system
 from ..errors import GateMissed, InvalidInput, Unsafe
-from ..llamacpp.answer import Answerer, AnswererSettings
+from ..llamacpp.prefix import PrefixCache
 from ..llamacpp.reader import read_gguf
-from ..llamacpp.sampling import Sampling
+from ..llamacpp.runtime import Runtime, RuntimeSettings
 from ..llamacpp.writer import gguf_file_name
 from ..models import Licence, check_gguf, identify, licence_text, vet_licence
 from ..recipe import Recipe
-from ..records import Message, Prompt, digest, messages_of, read_prompts
+from ..records import read_prompts
 from ..report.summary import document
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, whole_file, write_whole
 from ..schema import load_schema
 from ..teachers.identity import identify_teacher
 from .device_files import Device, licence_file, model_card, modelfile, serve_script
+from .golden import GOLDEN, SCHEMA, Golden, answers_of, read_golden, saved_states, weights_of
 
 __all__ = ["Rejected", "package", "verify"]
 
-SUMS, GOLDEN, SCHEMA = "SHA256SUMS", "golden.json", "schema.json"
+SUMS = "SHA256SUMS"
 SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")
 BLOCK = 1 << 22
-LONGEST_ANSWER = 1 << 16
 CONTEXT_STEP = 256
 
 
@@ -58,6 +57,7 @@ def package(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
         write_whole(folder / name, text.encode())
     (folder / "serve.sh").chmod(0o755)
     _write_golden(recipe, device, folder)
+    _write_state(device, folder, chosen["sha256"])
     names = sorted(path.name for path in folder.iterdir())
     sums = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names)
     write_whole(folder / SUMS, sums.encode())
@@ -71,6 +71,7 @@ def package(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
         "size_bytes": chosen["size_bytes"],
         "sha256": chosen["sha256"],
         "golden": checked["golden"],
+        "state": checked["state"],
         "verdict": found["verdict"],
         "licences": {role: licence.id for role, licence in device.licences.items()},
     }
@@ -79,16 +80,15 @@ def package(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
 def verify(folder: Path) -> dict[str, Any]:
     """What a package holds, once every sum holds, no other file is there, and the golden answers are given again.
 
-    Raises InvalidInput for a folder that is no package, Unsafe for a file that is missing, changed or not listed,
-    GateMissed for another answer.
+    `state` says what became of the saved state of its system text: "none", "read", or "not for this build" of
+    llama.cpp, which computes it itself. Raises InvalidInput for a folder that is no package, Unsafe for a file that is
+    missing, changed or not listed, GateMissed for another answer.
     """
     names = _check_sums(folder)
-    weights = [name for name in names if name.endswith(".gguf")]
-    if len(weights) != 1 or GOLDEN not in names:
-        raise InvalidInput(f"{folder}: not one .gguf file and {GOLDEN}", "Name a folder that edgedistill has packaged.")
-    check_gguf(folder / weights[0])
-    golden = _read_golden(folder)
-    answers = _answers(folder / weights[0], golden)
+    weights, golden = weights_of(folder), read_golden(folder)
+    check_gguf(weights)
+    states = saved_states(folder, weights)
+    answers, restored = answers_of(weights, golden, states)
     for messages, expected, answer in zip(golden.conversations, golden.answers, answers, strict=True):
         if answer != expected:
             raise GateMissed(
@@ -96,7 +96,8 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"packaged {expected[:120]!r}",
                 "The files are whole; this build of llama.cpp computes otherwise. Evaluate it here before use.",
             )
-    return {"files": len(names), "golden": len(answers), "model": weights[0]}
+    state = "none" if states is None else "read" if restored else "not for this build"
+    return {"files": len(names), "golden": len(answers), "model": weights.name, "state": state}
 
 
 def _device(recipe: Recipe, run: Run, source: Path, quant: str) -> Device:
@@ -191,22 +192,12 @@ def _notice(licence: Licence) -> tuple[str, str]:
     return licence.notice_file or "", licence.notice or ""
 
 
-@dataclass(frozen=True)
-class _Golden:
-    """Conversations that all begin with the same system message, how they are answered, and the answers."""
-
-    conversations: tuple[tuple[Message, ...], ...]
-    schema: dict[str, Any] | None
-    max_tokens: int
-    answers: tuple[str, ...] = ()
-
-
 def _write_golden(recipe: Recipe, device: Device, folder: Path) -> None:
     """Ask the packaged file the first eval prompts, and keep what it answers."""
     prompts = read_prompts(recipe.file(recipe.evaluate.file))[: recipe.package.golden]
     conversations = tuple(with_system(device.system, prompt.messages) for prompt in prompts)
     schema = load_schema(recipe) if device.schema_file else None
-    answers = _answers(folder / device.file, _Golden(conversations, schema, device.max_tokens))
+    answers, _ = answers_of(folder / device.file, Golden(conversations, schema, device.max_tokens))
     golden = {
         "schema": device.schema_file,
         "max_tokens": device.max_tokens,
@@ -218,35 +209,11 @@ def _write_golden(recipe: Recipe, device: Device, folder: Path) -> None:
     write_whole(folder / GOLDEN, json.dumps(golden, indent=1, ensure_ascii=False).encode())
 
 
-def _read_golden(folder: Path) -> _Golden:
-    """The golden prompts of a package.
-
-    Raises InvalidInput where the file is not of the form.
-    """
-    path = folder / GOLDEN
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        schema = json.loads((folder / SCHEMA).read_text(encoding="utf-8")) if data["schema"] else None
-        rows, max_tokens = data["prompts"], data["max_tokens"]
-        answers = tuple(str(row["answer"]) for row in rows)
-        conversations = tuple(messages_of(str(path), row) for row in rows)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InvalidInput(f"{path}: not golden prompts ({error!r})", "Fetch the package again.") from error
-    if not rows or type(max_tokens) is not int or not 1 <= max_tokens <= LONGEST_ANSWER:
-        raise InvalidInput(f"{path}: no prompts, or max_tokens is {max_tokens!r}", "Fetch the package again.")
-    return _Golden(conversations, schema, max_tokens, answers)
-
-
-def _answers(path: Path, golden: _Golden) -> list[str]:
-    """The model's greedy answer to each conversation."""
-    prompts = [
-        Prompt(digest(number, [message.as_dict() for message in messages]), messages[1:])
-        for number, messages in enumerate(golden.conversations)
-    ]
-    with Answerer(path, golden.conversations[0][:1], golden.schema, AnswererSettings(cores())) as answerer:
-        done = answerer.complete(prompts, Sampling(golden.max_tokens), slots=1, jump=False)
-        found = {completion.prompt_id: completion.text for completion in done}
-    return [found[prompt.id] for prompt in prompts]
+def _write_state(device: Device, folder: Path, sha256: str) -> None:
+    """Keep the state of the system text, where that is long enough to be worth it."""
+    settings = RuntimeSettings(cores(), prefixes=lambda: [PrefixCache(folder, sha256)])
+    with Runtime(folder / device.file, with_system(device.system, ()), None, settings) as runtime:
+        runtime.prepare(1, 1)
 
 
 def _check_sums(folder: Path) -> list[str]:

@@ -49,20 +49,21 @@ class Checked:
     complaint: str = ""
 
 
-def scorer_command(settings: EvaluateSettings, folder: Path) -> list[str]:
-    """The command's arguments; each that names a file of the recipe's folder is that file.
+def scorer_command(recipe: Recipe) -> list[str]:
+    """The command's arguments; each that names a file beside the recipe is that file.
 
     Raises InvalidInput where there is no such program, MissingRequirement where the system has no POSIX limits.
     """
     if sys.platform == "win32":
         raise MissingRequirement("evaluate.command needs POSIX limits", "Score on Linux or macOS.")
-    if not settings.command:
-        raise InvalidInput("evaluate.scorer = 'command' without evaluate.command", 'Write command = ["check.py"].')
-    program, *arguments = (_beside(folder, one) for one in settings.command)
+    named = recipe.evaluate.command
+    if not named:
+        raise InvalidInput("evaluate.command is empty", 'Name a command: command = ["check.py"].')
+    program, *arguments = (_beside(recipe, one) for one in named)
     found = program if Path(program).is_file() else which(program)
     if found is None or not os.access(found, os.X_OK):
         raise InvalidInput(
-            f"evaluate.command: '{settings.command[0]}' is no program",
+            f"evaluate.command: '{named[0]}' is no program",
             "Name one of PATH, or an executable file of the recipe.",
         )
     return [found, *arguments]
@@ -75,7 +76,7 @@ def checked(
 
     Raises InvalidInput where it never gave one: then it is the command that does not work.
     """
-    command = scorer_command(recipe.evaluate, recipe.path.parent)
+    command = scorer_command(recipe)
     questions = {name: [_question(one, given[one.id]) for one in prompts] for name, given in answers.items()}
     verdicts: dict[str, Checked] = dict.fromkeys(
         (text for asked in questions.values() for text in asked), Checked(None)
@@ -148,9 +149,9 @@ def _question(prompt: Prompt, answer: str) -> str:
     return json.dumps({"messages": turns, "answer": answer, "expected": prompt.expected, "tags": list(prompt.tags)})
 
 
-def _beside(folder: Path, argument: str) -> str:
-    path = folder / argument
-    return str(path.resolve()) if path.is_file() else argument
+def _beside(recipe: Recipe, argument: str) -> str:
+    places = (folder / argument for folder in recipe.folders)
+    return next((str(place.resolve()) for place in places if place.is_file()), argument)
 
 
 def _environment(scratch: str) -> dict[str, str]:

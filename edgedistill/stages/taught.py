@@ -182,7 +182,7 @@ def learned_shares(shares: list[float], best: int, settings: TrainSettings) -> l
     is linear in what it learns from.
 
     >>> settings = TrainSettings(loss="mixed", ce_weight=0.5, answer_floor=0.1)
-    >>> learned_shares([0.75, 0.25, 0.0], 0, settings)
+    >>> [round(share, 6) for share in learned_shares([0.75, 0.25, 0.0], 0, settings)]
     [0.875, 0.125, 0.0]
     """
     kept = cooled(shares, settings.answer_temperature, settings.answer_floor).tolist()
