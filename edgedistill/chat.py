@@ -7,6 +7,7 @@ loader, and its output is capped. Nothing else renders one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ __all__ = ["ChatTemplate", "folder_template", "json_instance", "with_system"]
 
 FUEL = 5_000_000
 LARGEST_OUTPUT = 4 << 20
+GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+"""What marks an answer for training, and writes nothing."""
 
 
 class ChatTemplate:
@@ -36,12 +39,19 @@ class ChatTemplate:
 
         Raises InvalidInput where the template refuses the conversation or does not end within its fuel.
         """
+        return self.render_turns([message.as_dict() for message in messages], answer_next)
+
+    def render_turns(self, turns: Sequence[dict[str, Any]], answer_next: bool = True, **variables: Any) -> str:
+        """The same for turns with more than a role and a text, and for what some templates know besides.
+
+        `variables` are the template's own, such as `tools` and `enable_thinking`. Raises what `render` raises.
+        """
         from minijinja import TemplateError
 
-        turns = [message.as_dict() for message in messages]
+        given = {"bos_token": self.bos, "eos_token": self.eos, **variables}
         try:
             text = _environment(self.source).render_template(
-                "chat", messages=turns, add_generation_prompt=answer_next, bos_token=self.bos, eos_token=self.eos
+                "chat", messages=list(turns), add_generation_prompt=answer_next, **given
             )
         except TemplateError as error:
             raise InvalidInput(
@@ -105,7 +115,7 @@ def _environment(source: str) -> Any:
     from minijinja import Environment
 
     environment = Environment(
-        templates={"chat": source.replace("{% generation %}", "").replace("{% endgeneration %}", "")},
+        templates={"chat": GENERATION.sub(r"{%\1 \2if true \3%}", source).replace("endif true", "endif")},
         undefined_behavior="lenient",
         trim_blocks=True,
         lstrip_blocks=True,

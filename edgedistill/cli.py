@@ -253,6 +253,24 @@ def answer(target: Path, text: str | None, **flags: Any) -> None:
 
 
 @cli.command()
+@click.argument("target")
+@click.option("--device", type=click.Path(path_type=Path), help="The profile of another machine.")
+@click.option("--save", type=click.Path(path_type=Path), help="Write this machine's profile, for --device elsewhere.")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), help="Of a prompt.  [default: the recipe's, else 64]")
+@click.option("--output-tokens", type=click.IntRange(min=1), help="Of an answer.  [default: the recipe's, else 32]")
+@click.option("--target", "limit", metavar="100-500", help="Milliseconds.  [default: the recipe's, else 0-500]")
+@click.option("--quant", "quants", multiple=True, help="A quant type; can be given several times.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+@offline_option
+@json_option
+def fit(target: str, as_json: bool, quiet: bool, offline: bool, **options: Any) -> None:
+    """Predict size, memory and times of TARGET, a recipe's student or a model, on this machine or another."""
+    from .commands.fit import FitOptions, fit_target
+
+    fit_target(target, FitOptions(target=options.pop("limit"), **options), as_json, quiet, offline)
+
+
+@cli.command()
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--recipe", type=click.Path(path_type=Path), help="For a GGUF file: the recipe whose prompts it gets.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")

@@ -24,6 +24,7 @@ from .report.statistics import fewest_rows
 from .run import Run, free_space
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
 from .stages.combine import verifier_command
+from .stages.fitting import require_fit
 from .stages.imported import require_prunable
 from .stages.judging import judge_teacher
 from .stages.lengths import require_timed
@@ -371,6 +372,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "loss": _loss,
     "models": _models,
     "student": _student,
+    "latency": require_fit,
     "licences": _licences,
     "memory": _memory,
     "disk": _disk,

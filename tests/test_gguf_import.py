@@ -252,7 +252,8 @@ def test_llama3_rope_comes_back_where_its_figures_are_known(tmp_path: Path, orig
     [
         ({"general__architecture": "mamba"}, "mamba"),
         ({"tokenizer__ggml__pre": "tekken"}, "tekken"),
-        ({"tokenizer__ggml__model": "llama"}, "'llama'"),
+        ({"tokenizer__ggml__model": "t5"}, "'t5'"),
+        ({"tokenizer__ggml__model": "llama"}, "one score each"),
         ({"tokenizer__ggml__merges": ["a zzzz"]}, "no merge"),
         ({"tokenizer__ggml__token_type": [1, 1]}, "one type each"),
         ({"llama__block_count": 3}, "blk.2"),

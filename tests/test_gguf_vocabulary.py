@@ -81,7 +81,7 @@ def test_a_first_token_of_the_post_processor_is_written(tmp_path: Path) -> None:
         (lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(individual_digits=False), GateMissed, "Digits"),
         (lambda t: t["model"].update(ignore_merges=True), GateMissed, "ignore_merges true"),
         (lambda t: t["model"].update(type="Unigram"), GateMissed, "Unigram"),
-        (lambda t: t["model"].update(byte_fallback=True), GateMissed, "byte-level"),
+        (lambda t: t["model"].update(byte_fallback=True), GateMissed, "256 bytes are no token"),
         (lambda t: t.update(decoder={"type": "Metaspace"}), GateMissed, "Metaspace"),
         (lambda t: bos_first(t, "<|endoftext|>"), GateMissed, "around"),
         (lambda t: t["model"]["merges"].append("a b c"), InvalidInput, "no merge"),

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from fabricated_run import bench, candidate, evaluation, fabricated_run, timed
 from pico import pico_gguf, silent
 
+from edgedistill.cli import cli
 from edgedistill.errors import GateMissed, InvalidInput, Unsafe
 from edgedistill.llamacpp.quantize import quantize
 from edgedistill.llamacpp.writer import NAME
@@ -54,10 +56,10 @@ exact_of_teacher = {ratio}
 Packed = tuple[Recipe, Run, dict[str, Any]]
 
 
-def finished_run(folder: Path, ratio: float = 0.9) -> tuple[Recipe, Run]:
+def finished_run(folder: Path, ratio: float = 0.9, text: str = RECIPE) -> tuple[Recipe, Run]:
     """A run up to the bench whose chosen quant is a pico model."""
     gguf = pico_gguf(folder / "pico.gguf")
-    recipe, run = fabricated_run(folder, RECIPE.format(gguf=gguf, ratio=ratio))
+    recipe, run = fabricated_run(folder, text.format(gguf=gguf, ratio=ratio))
     run.begin("quantize", "key", afresh=True)
     quantized = run.folder("quantize") / "home-Q8_0.gguf"
     quantize(gguf, quantized, "Q8_0", threads=1)
@@ -109,7 +111,7 @@ def test_a_package_holds_what_a_device_needs(packed: Packed, copy: Path) -> None
 
 
 def test_a_whole_package_verifies_anywhere(packed: Packed, copy: Path) -> None:
-    assert verify(copy) == {"files": 9, "golden": 3, "model": packed[2]["file"]}
+    assert verify(copy) == {"files": 9, "golden": 3, "model": packed[2]["file"], "state": "none"}
     golden = json.loads((copy / "golden.json").read_text(encoding="utf-8"))
     assert golden["prompts"][0]["messages"][0] == {"role": "system", "content": "Command to JSON."}
     assert [row["messages"][1]["content"] for row in golden["prompts"]] == [
@@ -119,6 +121,28 @@ def test_a_whole_package_verifies_anywhere(packed: Packed, copy: Path) -> None:
     ]
     for row in golden["prompts"]:
         assert row["answer"].startswith('{"action":"turn_o')
+
+
+def test_the_state_of_a_long_system_text_is_packed_and_read_and_one_that_does_not_fit_is_not(tmp_path: Path) -> None:
+    text = RECIPE.replace('"Command to JSON."', f'"{"Turn the light on and off. " * 20}"')
+    recipe, run = finished_run(tmp_path / "long", text=text)
+    summary = package(recipe, run, run.begin("package", "key", afresh=True), silent)
+    folder = run.folder("package") / summary["folder"]
+    (state,) = folder.glob("prefix-*.kv")
+    assert summary["state"] == verify(folder)["state"] == "read"
+    assert f"  {state.name}\n" in (folder / "SHA256SUMS").read_text(encoding="utf-8")
+    for path in (state, state.with_suffix(".sha256")):  # as another version of llama.cpp would look for it
+        other = path.with_name("prefix-" + "0" * 24 + path.suffix)
+        path.rename(other)
+        sums = (folder / "SHA256SUMS").read_text(encoding="utf-8").replace(path.name, other.name)
+        (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
+    assert verify(folder)["state"] == "not for this build"
+    asked = ["answer", str(folder), "light on", "--json"]
+    done = CliRunner().invoke(cli, asked)
+    assert "saved state is not for this build" in done.stderr
+    again = CliRunner().invoke(cli, asked)  # what was computed is kept in the cache
+    assert "saved state" not in again.stderr
+    assert json.loads(again.stdout)["answer"] == json.loads(done.stdout)["answer"]
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidInput
+from ..llamacpp.calibration import BUSY
 from ..llamacpp.tuning import Case, tune
 from ..recipe import load_recipe
 from ..run import orderly_stop
@@ -47,6 +48,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"not taken, as answers changed or there are none to compare: {', '.join(found['changed_answers'])}"
         )
+    if found["busy"] > BUSY:
+        lines.append(f"warning: others took {found['busy']:.0%} of the machine meanwhile; tune again when it is quiet")
     return [*lines, _guessing(found["speculation"], measured["step_ms_by_rows"])]
 
 
@@ -60,15 +63,16 @@ def _times(measured: dict[Any, float]) -> str:
 
 
 def _guessing(found: dict[str, Any], curve: dict[int, float]) -> str:
-    rows = f"a step of n rows takes {_times(curve)}"
+    """Whether guessing tokens ahead pays, with the figures that say so."""
     needed = {drafted: share for drafted, share in found["needed_acceptance"].items() if share is not None}
+    how = f"{found['drafted']} tokens" if found["on"] else "off"
+    text = f"guessing ahead: {how}; a step of n rows takes {_times(curve)}"
     if not needed:
-        return f"guessing ahead: off; {rows}, so that not even guesses that always hold give {found['worth_from']} x"
+        return f"{text}, so that not even guesses that always hold give {found['worth_from']} x"
     drafted = min(needed, key=lambda one: needed[one])
-    limit = f"{drafted} guessed tokens must hold in {needed[drafted]:.0%} of cases to give {found['worth_from']} x"
-    promised = f"promises {found['promised']:.2f} x" if found["promised"] is not None else found["why"]
+    text += f"; {drafted} guessed tokens must hold in {needed[drafted]:.0%} of cases to give {found['worth_from']} x"
+    if found["promised"] is None:
+        return f"{text}; {found['why']}"
     return (
-        f"guessing ahead: off; it {promised}; {rows}; {limit}"
-        if found["promised"]
-        else f"guessing ahead: off; {promised}; {rows}; {limit}"
+        f"{text}; here they hold in {found['acceptance']:.0%}, which promises {found['promised']:.2f} x, {found['why']}"
     )

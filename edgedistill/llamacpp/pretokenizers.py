@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import GateMissed, InvalidInput
 
-__all__ = ["PreTokenizer", "by_name", "by_structure"]
+__all__ = ["SENTENCEPIECE", "PreTokenizer", "by_name", "by_structure", "space_prefix"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,17 @@ def _split(pattern: str) -> dict[str, Any]:
 DIGITS = {"type": "Digits", "individual_digits": True}
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA_3 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+GPT_4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + SPACES
+)
 
 # Patterns as in the tokenizer.json of each family; llama.cpp's src/llama-vocab.cpp holds the same ones under the name.
 PRE_TOKENIZERS = (
     PreTokenizer("gpt-2", (_byte_level(True),), also=("phi-2",)),
-    PreTokenizer("smollm", (DIGITS, _byte_level(True)), also=("starcoder",)),
+    PreTokenizer("smollm", (DIGITS, _byte_level(True)), also=("starcoder", "refact", "command-r")),
     PreTokenizer(
         "qwen2",
         (
@@ -69,14 +75,19 @@ PRE_TOKENIZERS = (
     PreTokenizer(
         "llama-bpe",
         (
-            _split(CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES),
+            _split(LLAMA_3),
             _byte_level(False),
         ),
-        also=("llama3", "llama-v3"),
+        also=("llama3", "llama-v3", "lfm2", "falcon3"),
         ignore_merges=True,
         adds_bos=True,
     ),
+    PreTokenizer("dbrx", (_split(LLAMA_3), _byte_level(False)), also=("smaug-bpe",)),
+    PreTokenizer("gpt-4o", (_split(GPT_4O), _byte_level(False)), also=("llama4",)),
 )
+
+SENTENCEPIECE = PreTokenizer("default", (), adds_bos=True)
+"""Text is not split at all."""
 
 
 def by_name(name: str) -> PreTokenizer:
@@ -130,3 +141,41 @@ def _canonical(step: Any) -> tuple[Any, ...]:
             return ("Split", pattern.get("Regex"), step.get("behavior"), step.get("invert", False))
         case other:
             return (other, json.dumps(step, sort_keys=True))
+
+
+def space_prefix(tokenizer: dict[str, Any]) -> bool:
+    """Whether a SentencePiece tokenizer.json puts a space before every text between special tokens.
+
+    Raises GateMissed where it prepares the text in a way that llama.cpp does not.
+    """
+    mark = "\u2581"
+    steps = _normalizers(tokenizer.get("normalizer"))
+    spaces = ("Replace", {"String": " "}, mark)
+    pre = tokenizer.get("pre_tokenizer") or {}
+    if pre.get("type") == "Split" and pre.get("pattern") == {"String": " "}:  # there is none left to split at
+        pre = {}
+    if steps in ([spaces], [("Prepend", mark), spaces]) and not pre:
+        return len(steps) == 2
+    plain = pre.get("type") == "Metaspace" and pre.get("replacement") == mark and not pre.get("split", True)
+    scheme = {"always": True, "never": False}.get(str(pre.get("prepend_scheme")))
+    if not steps and plain and scheme is not None:
+        return scheme
+    raise GateMissed(
+        f"tokenizer.json: llama.cpp does not prepare text as this normalizer and pre_tokenizer: "
+        f"{json.dumps([tokenizer.get('normalizer'), tokenizer.get('pre_tokenizer')])[:400]}",
+        "Use llama.cpp's own converter: --llama-cpp PATH, the folder of a llama.cpp checkout.",
+    )
+
+
+def _normalizers(structure: Any) -> list[tuple[Any, ...]]:
+    if not isinstance(structure, dict):
+        return []
+    match structure.get("type"):
+        case "Sequence":
+            return [step for inner in structure.get("normalizers", []) for step in _normalizers(inner)]
+        case "Prepend":
+            return [("Prepend", structure.get("prepend"))]
+        case "Replace":
+            return [("Replace", structure.get("pattern"), structure.get("content"))]
+        case other:
+            return [(other,)]

@@ -27,6 +27,7 @@ from .deciding import Decider, Ending, among, freely, under_grammar
 from .grammar import Grammar
 from .model import LlamaModel, load_llama_cpp
 from .prefix import PREFIX, SHORTEST, PrefixCache, decode_prefix
+from .speculative import guess_ahead
 
 __all__ = ["Reply", "Runtime", "RuntimeSettings"]
 
@@ -45,6 +46,8 @@ class RuntimeSettings:
     micro_batch: int = MICRO_BATCH
     kv_type: KvType = "f16"
     flash_attention: FlashAttention = "auto"
+    drafted: int = 0
+    """Tokens of a free answer that are guessed ahead, where what stands before went on in some way already."""
     gpu_layers: int = -1
     prefixes: Callable[[], Sequence[PrefixCache]] | None = None
     """Where the state of what all prompts share may be kept, best first; asked for only where it is worth it. One that
@@ -151,7 +154,10 @@ class Runtime:
         self.prepare(len(self.shared.tokens) - shared + len(own), max_tokens)
         work = _Work(self.model, started, on_text, max_tokens)
         try:
-            ending = self._decide(work, self._decider(jump), shared, own)
+            if self._grammar is None and self.settings.drafted:
+                ending = self._guess(work, shared, own)
+            else:
+                ending = self._decide(work, self._decider(jump), shared, own)
         finally:
             assert self._context is not None
             self._context.cut(OWN)
@@ -175,17 +181,47 @@ class Runtime:
             work.settle(tokens, min(1, len(tokens)))
         return ending if len(work.tokens) <= work.longest else None
 
+    def _guess(self, work: _Work, shared: int, own: list[int]) -> Ending | None:
+        """As `_decide` for a free answer, with tokens guessed ahead: one step chooses behind each that holds."""
+        assert self._context is not None
+        self._context.copy(PREFIX, OWN, shared)
+        pending, guess, position = own, list[int](), shared
+        while len(work.tokens) < work.longest:
+            end = self._place([*pending, *guess], position, 1 + len(guess))
+            work.steps += 1
+            settled: list[int] = []
+            for row in range(end - 1 - len(guess), end):
+                token = int(np.argmax(self._context.logits(row)))
+                if self.model.ends(token):
+                    work.settle(settled, len(settled))
+                    return Ending()
+                settled.append(token)
+                if len(settled) <= len(guess) and token != guess[len(settled) - 1]:
+                    break
+            work.settle(settled, len(settled))
+            position += len(pending) + len(settled) - 1
+            self._context.cut(OWN, position)  # guesses that did not hold
+            pending = settled[-1:]
+            room = work.longest - len(work.tokens) - 1
+            guess = guess_ahead([*own, *work.tokens], min(self.settings.drafted, max(0, room)))
+        return None
+
     def _compute(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """The logits behind tokens of the prompt in hand."""
+        assert self._context is not None
+        return self._context.logits(self._place(tokens, position, 1) - 1)
+
+    def _place(self, tokens: Sequence[int], position: int, wanted: int) -> int:
+        """Compute tokens of the prompt in hand, the last `wanted` to be read; the row behind them."""
         context = self._context
         assert context is not None
         step = context.batch.capacity
         for start in range(0, len(tokens), step):
             chunk = tokens[start : start + step]
             context.batch.clear()
-            end = context.batch.add(chunk, position + start, OWN, int(start + len(chunk) == len(tokens)))
+            end = context.batch.add(chunk, position + start, OWN, wanted if start + len(chunk) == len(tokens) else 0)
             context.decode()
-        return context.logits(end - 1)
+        return end
 
     def _decider(self, jump: bool) -> Decider:
         if self._trie is not None and jump:

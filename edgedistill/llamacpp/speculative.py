@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["WORTH_IT", "Guesses", "looked_up", "needed_acceptance", "speed_up"]
+__all__ = ["WORTH_IT", "Guesses", "guess_ahead", "looked_up", "needed_acceptance", "speed_up"]
 
 WORTH_IT = 1.05  # a smaller gain is not worth the risk of a wrong estimate
 NGRAM = 2  # tokens that must have been there before for what followed them to be guessed again
@@ -77,7 +77,7 @@ def looked_up(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], drafted: int
     for prompt, answer in pairs:
         seen, place = [*prompt, *answer], len(prompt)
         while place < len(seen):
-            guess = _guess(seen[:place], drafted)
+            guess = guess_ahead(seen[:place], drafted)
             right = 0
             while right < len(guess) and place + right < len(seen) and seen[place + right] == guess[right]:
                 right += 1
@@ -89,10 +89,14 @@ def looked_up(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], drafted: int
     return Guesses(steps, guessed, held, broken)
 
 
-def _guess(seen: Sequence[int], drafted: int) -> Sequence[int]:
-    """What followed the last place where the text's end stood before."""
+def guess_ahead(seen: Sequence[int], drafted: int) -> list[int]:
+    """What followed the last place where the text's end stood before; nothing where it did not.
+
+    >>> guess_ahead([7, 8, 9, 5, 7, 8], 2)
+    [9, 5]
+    """
     end = list(seen[-NGRAM:])
     for start in range(len(seen) - NGRAM - 1, -1, -1):
         if list(seen[start : start + NGRAM]) == end:
-            return seen[start + NGRAM : start + NGRAM + drafted]
-    return ()
+            return list(seen[start + NGRAM : start + NGRAM + drafted])
+    return []

@@ -16,21 +16,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import EdgeDistillError
 from ..records import Message, digest
 from ..run import Progress, cores, cpu_name, stop_if_asked, write_whole
+from .calibration import taken_by_others
 from .context import MICRO_BATCH, Context, ContextSettings, FlashAttention, KvType
 from .model import LlamaModel, load_llama_cpp
 from .runtime import Reply, Runtime, RuntimeSettings
 from .speculative import WORTH_IT, looked_up, needed_acceptance
 
-__all__ = ["Case", "thread_counts", "tune", "tuned"]
+__all__ = ["Case", "thread_counts", "tune", "tuned", "with_layout"]
 
 ROUNDS = 5
 GAIN = 1.03  # a setting takes the place of the plain one where it is faster by this
 ROWS = (1, 2, 3, 4, 5, 8)  # of a step, for the curve on which guessing ahead is judged
 MICRO_BATCHES = (128, 256, MICRO_BATCH)
 LAYOUTS: tuple[tuple[KvType, FlashAttention], ...] = (("f16", "auto"), ("f16", "off"), ("q8_0", "on"))
-KEPT = ("threads", "prompt_threads", "micro_batch", "kv_type", "flash_attention")
+KEPT = ("threads", "prompt_threads", "micro_batch", "kv_type", "flash_attention", "drafted")
 HEAD = 1 << 20  # bytes of a file that tell models of one shape from others
 DEPTH, OWN, ANSWER = 32, 64, 64  # tokens, where no prompts are given
 
@@ -64,7 +66,7 @@ def tuned(model: Path, folder: Path) -> RuntimeSettings | None:
         settings = RuntimeSettings(**{name: kept[name] for name in KEPT})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    counts = (settings.threads, settings.prompt_threads, settings.micro_batch)
+    counts = (settings.threads, settings.prompt_threads, settings.micro_batch, settings.drafted + 1)
     known = (settings.kv_type, settings.flash_attention) in LAYOUTS
     return settings if known and all(type(count) is int and 0 < count <= 4096 for count in counts) else None
 
@@ -72,9 +74,12 @@ def tuned(model: Path, folder: Path) -> RuntimeSettings | None:
 def tune(path: Path, case: Case, folder: Path, progress: Progress) -> dict[str, Any]:
     """Measure, keep and return `settings`, `measured` (milliseconds by setting) and `speculation`.
 
-    Raises EdgeDistillError where the model cannot be loaded, Stopped where that was asked for in between.
+    `busy` is the share of the processor that others took meanwhile. Raises EdgeDistillError where the model cannot be
+    loaded, Stopped where that was asked for in between.
     """
-    plain = RuntimeSettings(cores())
+    import psutil
+
+    plain, before, mine = RuntimeSettings(cores()), psutil.cpu_times(), time.process_time()
     with LlamaModel(path) as model:
         told, answers = _answers(path, case, plain, progress)
         shape = _shape(told)
@@ -83,7 +88,7 @@ def tune(path: Path, case: Case, folder: Path, progress: Progress) -> dict[str, 
         best = replace(plain, threads=_fastest(threads["step_ms"]), prompt_threads=_fastest(threads["prompt_ms"]))
         progress("timing layouts", 2, 5)
         layouts = _layouts(model, shape, best)
-        best, refused = _with_layout(path, case, best, layouts, answers)
+        best, refused = with_layout(path, case, best, layouts, answers)
         progress("timing batches", 3, 5)
         batches = _batches(model, shape, best)
         best = replace(best, micro_batch=_fastest(batches, MICRO_BATCH) if batches else MICRO_BATCH)
@@ -93,12 +98,15 @@ def tune(path: Path, case: Case, folder: Path, progress: Progress) -> dict[str, 
             (model.tokenize(turns[-1].content, special=False), model.tokenize(reply.text, special=False))
             for turns, reply in zip(case.prompts, told, strict=True)
         ]
+    speculation = _speculation(curve, pairs, case.schema is not None)
+    best = _with_guesses(path, case, best, speculation, answers)
     found = {
         "settings": {name: asdict(best)[name] for name in KEPT},
         "measured": {**threads, "request_ms": layouts, "micro_batch_prompt_ms": batches, "step_ms_by_rows": curve},
         "changed_answers": refused,
         "request": asdict(shape),
-        "speculation": _speculation(curve, pairs, case.schema is not None),
+        "busy": taken_by_others(before, psutil.cpu_times(), time.process_time() - mine),
+        "speculation": {**speculation, "on": best.drafted > 0},
     }
     write_whole(_place(path, folder), json.dumps(found, indent=1).encode())
     return found
@@ -177,6 +185,10 @@ class _Timer:
     def set_threads(self, step: int, prompt: int) -> None:
         load_llama_cpp().llama_set_n_threads(self.context.handle, step, prompt)
 
+    def request(self, shape: _Shape) -> float:
+        """Milliseconds of a typical request."""
+        return self.time(shape.own) + shape.steps * self.time(shape.rows)
+
     def time(self, rows: int, at: int | None = None) -> float:
         """Milliseconds of computing so many rows behind the depth, the last one's logits read."""
         at = self.depth if at is None else at
@@ -235,23 +247,25 @@ def _threads(model: LlamaModel, shape: _Shape) -> dict[str, dict[int, float]]:
 def _layouts(model: LlamaModel, shape: _Shape, settings: RuntimeSettings) -> dict[str, float]:
     """Milliseconds of a typical request by the layout of keys and values, all in turns."""
     with ExitStack() as stack:
-        options: dict[str, Callable[[], float]] = {}
+        timers: dict[str, _Timer] = {}
         for kv_type, flash in LAYOUTS:
             how = replace(settings, kv_type=kv_type, flash_attention=flash)
-            timer = stack.enter_context(closing(_Timer(model, shape, how)))
-            options[how.layout] = lambda timer=timer: timer.time(shape.own) + shape.steps * timer.time(shape.rows)  # type: ignore[misc]
+            try:
+                timers[how.layout] = stack.enter_context(closing(_Timer(model, shape, how)))
+            except EdgeDistillError:  # not every head size can be rounded
+                if how.layout == settings.layout:
+                    raise
+        options = {layout: lambda timer=timer: timer.request(shape) for layout, timer in timers.items()}
         return _in_turns(options)
 
 
-def _with_layout(
+def with_layout(
     path: Path, case: Case, settings: RuntimeSettings, found: Mapping[str, float], answers: Sequence[str]
 ) -> tuple[RuntimeSettings, list[str]]:
     """The settings with the fastest layout that changes no answer, and the faster ones that did change some."""
-    refused = []
-    ranked = sorted(
-        (replace(settings, kv_type=kv, flash_attention=flash) for kv, flash in LAYOUTS),
-        key=lambda one: found[one.layout],
-    )
+    refused: list[str] = []
+    known = [replace(settings, kv_type=kv, flash_attention=flash) for kv, flash in LAYOUTS]
+    ranked = sorted((one for one in known if one.layout in found), key=lambda one: found[one.layout])
     for one in ranked:
         if found[one.layout] * GAIN >= found[settings.layout]:
             break
@@ -259,6 +273,16 @@ def _with_layout(
             return one, refused
         refused.append(one.layout)
     return settings, refused
+
+
+def _with_guesses(
+    path: Path, case: Case, settings: RuntimeSettings, found: Mapping[str, Any], answers: Sequence[str]
+) -> RuntimeSettings:
+    """The settings with tokens guessed ahead, where that promises enough and changes no answer."""
+    if found["promised"] is None or found["promised"] <= WORTH_IT:
+        return settings
+    guessing = replace(settings, drafted=found["drafted"])
+    return guessing if _answers(path, case, guessing)[1] == list(answers) else settings
 
 
 def _batches(model: LlamaModel, shape: _Shape, settings: RuntimeSettings) -> dict[int, float]:

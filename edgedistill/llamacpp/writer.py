@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import run
 from ..errors import EdgeDistillError, GateMissed, InvalidInput
@@ -32,6 +32,10 @@ __all__ = ["GgufMetadata", "Source", "convert_with_checkout", "gguf_file_name", 
 
 IGNORED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 """Ends of tensor names that older checkpoints hold and no runtime needs."""
+
+ROPE_FREQUENCIES = "rope_freqs"
+LONG_FACTORS = {"rope_factors_long": "long_factor", "rope_factors_short": "short_factor"}
+"""longrope's tensors, and their settings in config.json."""
 
 F16_FILE = 1
 """`general.file_type` of a file whose matrices are F16."""
@@ -72,19 +76,19 @@ class _Planned:
 
     name: str
     shape: tuple[int, ...]
+    stored: Literal["F16", "F32"] = "F32"
     heads: int = 0
     """Heads whose rows are put pairwise; 0 leaves the rows as they are."""
+    plus: float = 0.0
     source: weights.Tensor | None = None
     values: Rows | None = None
-
-    @property
-    def bytes_each(self) -> int:
-        return 4 if len(self.shape) < 2 else 2
 
 
 def write_gguf(folder: Path, out: Path, metadata: GgufMetadata, progress: run.Progress) -> None:
     """Write the F16 GGUF of a Hugging Face folder, whole or not at all.
 
+    The name gets "(phi-3)" behind it where the vocabulary has tokens that swallow the spaces behind them: llama.cpp
+    does that by the name alone.
     Raises InvalidInput where the folder is incomplete or of an architecture that is not in the table, GateMissed where
     llama.cpp would compute or tokenize in another way or a weight does not fit F16, Stopped where the disk is full.
     """
@@ -120,36 +124,51 @@ def _prepared(folder: Path) -> tuple[Architecture, dict[str, Any], list[_Planned
 def _plan(folder: Path, row: Architecture, config: dict[str, Any]) -> list[_Planned]:
     """The tensors of the file to be, the embedding first; all that are needed are there, and none is left over."""
     found = weights.find_tensors(folder)
-    if config.get("tie_word_embeddings"):
+    if config["tie_word_embeddings"]:
         found.pop("lm_head.weight", None)
     planned = []
     for place in row.places(config):
         tensor = found.pop(place.hugging_face, None)
         if tensor is None and place.required:
             raise InvalidInput(f"{folder}: '{place.hugging_face}' is missing", "Use a complete Hugging Face folder.")
-        if tensor is not None and tensor.shape != place.shape:
+        if tensor is not None and tensor.shape != place.source_shape:
             raise InvalidInput(
-                f"{tensor.file}: '{tensor.name}' has the shape {tensor.shape}, config.json says {place.shape}",
+                f"{tensor.file}: '{tensor.name}' has the shape {tensor.shape}, config.json says {place.source_shape}",
                 "Use the config.json that belongs to the weights.",
             )
         if tensor is not None:
-            planned.append(_Planned(place.gguf, place.shape, place.heads, source=tensor))
+            planned.append(_Planned(place.gguf, place.shape, place.stored, place.heads, place.plus, tensor))
     left = [name for name in found if not name.endswith(IGNORED)]
     if left:
         raise InvalidInput(
             f"{folder}: {row.hugging_face} has no tensor '{left[0]}'", "Merge adapters into the weights first."
         )
-    if config["rope"]["rope_type"] == "llama3":
-        factors = rope_factors(config)
-        planned.append(_Planned(f"{architectures.ROPE_FREQUENCIES}.weight", factors.shape, values=factors))
-    return planned
+    extra = rope_tensors(str(folder), config)
+    return [*planned, *(_Planned(f"{name}.weight", values.shape, values=values) for name, values in extra.items())]
 
 
-def rope_factors(config: dict[str, Any]) -> Rows:
-    """How many times slower each pair of dimensions turns, shape (head_dim / 2,), float32: Llama 3's long context.
+def rope_tensors(where: str, config: dict[str, Any]) -> dict[str, Rows]:
+    """The tensors, (rotary dimensions / 2,) in float32, by which pairs of dimensions turn slower, by name.
 
-    The rule is transformers' `_compute_llama3_parameters`.
+    Raises InvalidInput where longrope's factors are not one for each pair.
     """
+    import numpy as np
+
+    rope = config["rope"]
+    if rope["rope_type"] == "llama3":
+        return {ROPE_FREQUENCIES: _llama3_factors(config)}
+    if rope["rope_type"] != "longrope":
+        return {}
+    if len(rope["long_factor"]) != config["rotary_dim"] // 2:
+        raise InvalidInput(
+            f"{where}: longrope has {len(rope['long_factor'])} factors for {config['rotary_dim'] // 2} pairs",
+            "Fetch the model again.",
+        )
+    return {name: np.array(rope[key], np.float32) for name, key in LONG_FACTORS.items()}
+
+
+def _llama3_factors(config: dict[str, Any]) -> Rows:
+    """Llama 3's long context, by the rule of transformers' `_compute_llama3_parameters`."""
     import numpy as np
 
     rope = config["rope"]
@@ -175,6 +194,7 @@ def _write_header(
     from gguf import GGUFWriter, size_label
 
     planned, words = content
+    metadata = replace(metadata, name=vocabulary.named_for(words, metadata.name))
     count = sum(math.prod(tensor.shape) for tensor in planned)
     writer = GGUFWriter(partial, row.gguf)
     writer.add_type("model")
@@ -184,7 +204,7 @@ def _write_header(
     vocabulary.add_to_gguf(words, writer)
     writer.add_quantization_version(2)
     for tensor in planned:
-        kind = np.dtype(np.float32 if tensor.bytes_each == 4 else np.float16)
+        kind = np.dtype(np.float32 if tensor.stored == "F32" else np.float16)
         writer.add_tensor_info(tensor.name, tensor.shape, kind, math.prod(tensor.shape) * kind.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -212,8 +232,13 @@ def _add_origin(writer: GGUFWriter, metadata: GgufMetadata, size_label: str) -> 
 
 def _add_settings(writer: GGUFWriter, row: Architecture, config: dict[str, Any]) -> None:
     for key in row.keys:
-        add = writer.add_float32 if key.kind == "float32" else writer.add_uint32
-        add(f"{row.gguf}.{key.gguf}", config[key.config])
+        name, value = f"{row.gguf}.{key.gguf}", config.get(key.config)
+        if key.optional and value is None:
+            continue
+        if key.kind == "by_layer":
+            writer.add_array(name, [0 if kind == "conv" else value for kind in config["layer_types"]])
+        else:
+            (writer.add_float32 if key.kind == "float32" else writer.add_uint32)(name, value)
     if config["rope"]["rope_type"] == "linear":
         writer.add_string(f"{row.gguf}.rope.scaling.type", "linear")
         writer.add_float32(f"{row.gguf}.rope.scaling.factor", float(config["rope"]["factor"]))
@@ -232,11 +257,13 @@ def _pieces(tensor: _Planned) -> Iterator[NDArray[np.float16] | Rows]:
         return
     steps = [(0, tensor.shape[0])] if tensor.heads else weights.row_steps(tensor.shape)
     for first, last in steps:
-        rows = weights.read_rows(tensor.source, first, last)
+        rows = weights.read_rows(tensor.source, first, last).reshape(last - first, *tensor.shape[1:])
         if tensor.heads:
             rows = pairwise(rows, tensor.heads)
+        if tensor.plus:
+            rows = rows + np.float32(tensor.plus)
         with np.errstate(over="ignore"):
-            data = rows if tensor.bytes_each == 4 else rows.astype(np.float16)
+            data = rows if tensor.stored == "F32" else rows.astype(np.float16)
         if not np.isfinite(data).all():
             raise GateMissed(
                 f"{tensor.source.file}: tensor '{tensor.source.name}' holds NaN or values beyond F16's 65504",

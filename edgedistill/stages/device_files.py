@@ -164,7 +164,8 @@ def _use(device: Device) -> str:
     system = json.dumps({"role": "system", "content": device.system}, ensure_ascii=False)
     text = (
         "`sh serve.sh` serves it with llama.cpp's llama-server; "
-        f"`ollama create {device.name.lower()} -f Modelfile` hands it to Ollama.\n\n"
+        f"`ollama create {device.name.lower()} -f Modelfile` hands it to Ollama; "
+        '`edgedistill answer . "text"` answers here, and the fastest.\n\n'
         f"Every conversation begins with the system message it was trained with:\n\n```json\n{system}\n```"
     )
     if device.schema_file:

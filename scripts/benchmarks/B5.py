@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measured(model: Path, tokens: int, threads: int, count: int) -> dict[str, object]:
-    """Milliseconds to the first text both ways, and their ratio; the model is loaded, the state is in the page cache."""
+    """Milliseconds to the first text both ways, and their ratio; model and state are in the page cache."""
     scratch = Path(tempfile.mkdtemp())
     sha256 = file_sha256(model)
     answers = set()

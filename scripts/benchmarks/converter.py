@@ -1,0 +1,47 @@
+"""llama.cpp's own converter, from the source that its tools were built from."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from llama_tools import tool, tools_folder
+
+__all__ = ["converter_command", "source"]
+
+# The converter knows a pre-tokenizer by a hash of a real vocabulary's ids; for a made-up vocabulary it is told the name.
+NAMED = """
+import runpy, sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
+sys.dont_write_bytecode = True
+from conversion import base
+if sys.argv[2]:
+    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: sys.argv_pre
+sys.argv_pre = sys.argv[2]
+sys.argv = [sys.argv[1] + "/convert_hf_to_gguf.py", *sys.argv[3:]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def source() -> Path:
+    """The folder of llama.cpp's source."""
+    tool("llama-bench")  # builds them, and so unpacks the source, where they are not there
+    cache = (tools_folder() / "build" / "CMakeCache.txt").read_text(encoding="utf-8")
+    found = re.search(r"^CMAKE_HOME_DIRECTORY:INTERNAL=(.*)$", cache, re.MULTILINE)
+    assert found
+    return Path(found[1])
+
+
+def converter_command(folder: Path, out: Path, pre: str = "") -> list[str]:
+    """The command that writes the F16 GGUF of a Hugging Face folder; `pre` names its pre-tokenizer."""
+    to = [str(folder), "--outtype", "f16", "--outfile", str(out)]
+    return [sys.executable, "-c", NAMED, str(source()), pre, *to]
+
+
+def convert(folder: Path, out: Path, pre: str = "") -> str:
+    """Run it; returns "", or the last line of its log where it failed."""
+    ended = subprocess.run(converter_command(folder, out, pre), capture_output=True, text=True)
+    lines = ended.stderr.strip().splitlines() or ["it said nothing"]
+    return "" if ended.returncode == 0 and out.is_file() else lines[-1]
