@@ -210,6 +210,17 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         document(recipe, run)
 
 
+def test_a_run_of_an_earlier_version_says_what_to_redo(tmp_path: Path) -> None:
+    recipe, run = fabricated_run(tmp_path)
+    path = run.folder("evaluate") / "evaluation.json"
+    evaluation = json.loads(path.read_text(encoding="utf-8"))
+    del evaluation["scorer"]
+    path.write_text(json.dumps(evaluation), encoding="utf-8")
+    with pytest.raises(EdgeDistillError, match="evaluated by an earlier version") as caught:
+        document(recipe, run)
+    assert "--from evaluate" in caught.value.hint
+
+
 class Tags(HTMLParser):
     """What a browser would make of the page: its tags, attributes and text."""
 

@@ -50,6 +50,8 @@ def document(recipe: Recipe, run: Run) -> dict[str, Any]:
     Raises EdgeDistillError where a file of the run is damaged.
     """
     evaluation = _read(run, "evaluate", "evaluation.json") or {}
+    if evaluation and "scorer" not in evaluation:
+        raise EdgeDistillError(f"{run.path}: evaluated by an earlier version", "Redo it with --from evaluate.")
     bench = _read(run, "bench", "bench.json") or {}
     candidates = _candidates(evaluation.get("candidates", []), bench.get("candidates", []))
     rows = result_rows(run)
