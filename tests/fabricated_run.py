@@ -175,6 +175,7 @@ def timed(name: str, kind: str, quant: str, size: int, p50: float) -> dict[str, 
         "completion_tokens_mean": 25.0,
         "load_ms": 240.0,
         "peak_memory_bytes": 2 * size,
+        "forced_skipped": {"e2e_ms": e2e, "ratio_of_medians": 0.64, "ci95": [0.6, 0.7], "pairs": 50},
     }
 
 

@@ -102,7 +102,10 @@ def test_the_documents_name_every_candidate(finished: Finished) -> None:
     assert timed == ["teacher", "student Q8_0"]
     assert found["candidates"][0]["eval"]["agreement"] == 1.0
     assert "pico" in (finished.run / "report.html").read_text(encoding="utf-8")
-    assert json.loads((finished.run / "bench" / "bench.json").read_text(encoding="utf-8"))["candidates"][0]["n"] == 20
+    timed = json.loads((finished.run / "bench" / "bench.json").read_text(encoding="utf-8"))["candidates"]
+    assert timed[0]["n"] == 20
+    assert [one["kind"] for one in timed if one["forced_skipped"]] == ["student"] * (len(timed) - 1)
+    assert timed[0]["forced_skipped"]["pairs"] == 20
 
 
 def test_every_long_stage_reports_its_progress(finished: Finished) -> None:

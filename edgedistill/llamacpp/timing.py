@@ -50,6 +50,8 @@ class TimingTask:
     """What a request finds: the model and what all prompts begin with, the model alone, or (cold) neither."""
     endless: bool = False
     """Every answer has `max_tokens` tokens: an end token ends none, and no schema may."""
+    jump: bool = False
+    """Tokens that the schema forces are appended in one chunk, as `edgedistill answer` does; else each is decoded."""
 
 
 class TimedModel:
@@ -118,6 +120,7 @@ class TimedModel:
             "scratch": str(task.scratch) if task.scratch else None,
             "cache": task.cache,
             "endless": task.endless,
+            "jump": task.jump,
         }
         self._child = subprocess.Popen(
             [sys.executable, "-m", "edgedistill.llamacpp.timing"],
@@ -230,7 +233,7 @@ def _loaded(task: dict[str, Any], begun: float) -> tuple[BatchEngine, Callable[[
         context=len(prefix) + longest,
         threads=task["threads"],
         prefix_cache=PrefixCache(Path(task["scratch"]), task["sha256"]) if task["scratch"] and keeps else None,
-        jump=False,
+        jump=task["jump"],
         flash_attention=flash(AnswererSettings(task["threads"]), Layout(1, split=False)),
         endless=task["endless"],
     )

@@ -32,6 +32,7 @@ BENCH_KEYS = (
     "drift",
     "tpot_ms",
     "energy_j_mean",
+    "forced_skipped",
     "timed",
     "tokens_per_s",
     "prompt_tokens_mean",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from ..run import Progress, Run, cores, machine, stop_if_asked, write_whole
 from ..schema import load_schema
 from ..teachers.streaming import StreamedModel, StreamingTask
 from .candidates import Candidate, answering, greedy, quant_candidates, teacher_candidates
-from .latency import CONFIDENCE, bounds, drift, needed, percentiles, plan_for, ratio_of_medians
+from .latency import CONFIDENCE, PAIRS, bounds, drift, needed, percentiles, plan_for, ratio_of_medians
 from .lengths import of_length, recipe_prompts, timed_prompts
 from .turns import Contender, Rules, Timed, Timing, fit_together, take_turns
 
 __all__ = ["Trial", "bench", "compare", "make_trial", "time_all"]
 
 BACKEND_REQUESTS = 20  # of a teacher that is no GGUF: its time is money or patience, and only the median is compared
+WAYS = {"": False, ", forced tokens skipped": True}
 THROUGH_BACKEND = f"through the backend, one at a time, on {BACKEND_REQUESTS} prompts"
 CACHES = {
     "cached-prefix": "the model is loaded, and what all prompts share is kept in the KV cache",
@@ -58,6 +59,10 @@ def bench(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
     trial = make_trial(people, recipe.bench, recipe, scratch=run.scratch)
     backed = [one for one in people if one.asked is not None]
     result = time_all([one for one in people if one.asked is None], trial, progress)
+    if trial.schema and not trial.settings.output_tokens and trial.settings.cache != "cold":
+        students = [one for one in people if one.kind == "student"]
+        skipped = {one.name: _with_skipping(one, trial, progress) for one in students}
+        result["candidates"] = [{**one, "forced_skipped": skipped.get(one["name"])} for one in result["candidates"]]
     result["candidates"] += [_through_backend(recipe, one, trial, progress) for one in backed]
     order = [one.name for one in people]
     result["candidates"].sort(key=lambda one: order.index(one["name"]))
@@ -138,7 +143,26 @@ def compare(result: dict[str, Any], metric: str) -> dict[str, Any]:
     }
 
 
-def _opener(person: Candidate, trial: Trial) -> Callable[[], Timed]:
+def _with_skipping(person: Candidate, trial: Trial, progress: Progress) -> dict[str, Any]:
+    """How `edgedistill answer`, which appends forced tokens in one chunk, stands to decoding them one by one."""
+    few = replace(trial, prompts=trial.prompts[: trial.settings.warmup + PAIRS])
+    plan = plan_for(trial.settings.percentile, len(few.prompts) - trial.settings.warmup)
+    rules = Rules(trial.settings, plan, trial.seed, together=True)
+    size = size_of(person.gguf)
+    both = [Contender(f"{person.name}{how}", size, _opener(person, few, jump)) for how, jump in WAYS.items()]
+    plain, skipping = (
+        [record["e2e_ms"] for record in timing.requests] for timing in take_turns(both, rules, progress)
+    )
+    ratio, interval = ratio_of_medians(skipping, plain, trial.seed)
+    return {
+        "e2e_ms": percentiles(skipping),
+        "ratio_of_medians": ratio,
+        "ci95": list(interval),
+        "pairs": len(plain),
+    }
+
+
+def _opener(person: Candidate, trial: Trial, jump: bool = False) -> Callable[[], Timed]:
     """What loads the candidate, when its turn comes."""
     settings = trial.settings
     schema = None if settings.output_tokens else trial.schema
@@ -167,6 +191,7 @@ def _opener(person: Candidate, trial: Trial) -> Callable[[], Timed]:
             scratch=trial.scratch,
             cache=settings.cache,
             endless=settings.output_tokens is not None,
+            jump=jump,
         ),
     )
 
