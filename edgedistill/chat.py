@@ -115,7 +115,7 @@ def _environment(source: str) -> Any:
     from minijinja import Environment
 
     environment = Environment(
-        templates={"chat": GENERATION.sub(r"{%\1 \2if true \3%}", source).replace("endif true", "endif")},
+        templates={"chat": GENERATION.sub(_neutral, source)},
         undefined_behavior="lenient",
         trim_blocks=True,
         lstrip_blocks=True,
@@ -125,6 +125,11 @@ def _environment(source: str) -> Any:
     environment.fuel = FUEL
     environment.add_global("raise_exception", _refuse)
     return environment
+
+
+def _neutral(tag: re.Match[str]) -> str:
+    """A tag that changes as little as the other does: blanks and line ends around it."""
+    return f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}"
 
 
 def _refuse(reason: str) -> None:

@@ -276,7 +276,7 @@ def fit(target: str, as_json: bool, quiet: bool, offline: bool, **options: Any) 
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
 @json_option
 def tune(target: Path, recipe: Path | None, as_json: bool, quiet: bool) -> None:
-    """Find the fastest threads, batches and KV type for TARGET on this machine; answer and bench use them."""
+    """Find the fastest threads, batches and KV type for TARGET on this machine; `answer` uses them."""
     from .commands.tune import tune_target
 
     tune_target(target, recipe, as_json, quiet)

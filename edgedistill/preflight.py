@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from .chat import with_system
+from .chat import ChatTemplate, folder_template, with_system
 from .errors import InvalidInput, MissingRequirement, Stopped, Unsafe
 from .hardware import has_slow_blas
 from .llamacpp.grammar import require_decodable
@@ -28,6 +28,7 @@ from .stages.fitting import require_fit
 from .stages.imported import require_prunable
 from .stages.judging import judge_teacher
 from .stages.lengths import require_timed
+from .stages.parity import require_safe_template
 from .stages.prompts import prompts_read
 from .stages.sandbox import confinement, scorer_command
 from .stages.scorers import require_expected
@@ -280,6 +281,11 @@ def _student(recipe: Recipe, run: Run) -> str:
         return "to be looked at when it is here"
     stays = require_prunable(recipe.student, identity)
     stays = f"; {stays}" if stays else ""
+    in_gguf = check_gguf(identity.path).metadata if identity.format == "gguf" else {}
+    template = (
+        ChatTemplate(str(in_gguf.get("tokenizer.chat_template", ""))) if in_gguf else folder_template(identity.path)
+    )
+    require_safe_template(str(identity.path), template, template, recipe.export.allow_template)
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF{stays}"
     longest = longest_prompt(recipe.file(recipe.prompts.file))

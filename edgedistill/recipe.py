@@ -159,6 +159,8 @@ class ExportSettings(Table):
     """In the GGUF's metadata and in the packaged file's name."""
     max_kl: Annotated[StrictFloat, Field(gt=0.0)] = 1e-3
     """Largest mean KL divergence, in nats, between the Hugging Face side and the GGUF on the probe prompts."""
+    allow_template: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    """A chat template that reacts to what a message says, or is not the base's, is exported only if it is this one."""
 
 
 class PackageSettings(Table):

@@ -89,7 +89,7 @@ CONVERSATION = (
 def by_jinja(source: str, messages: tuple[Message, ...], answer_next: bool) -> str:
     """The text by Jinja itself, set up as transformers does it."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    plain = source.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    plain = source.replace("{% generation %}", "{% if true %}").replace("{% endgeneration %}", "{% endif %}")
     turns = [message.as_dict() for message in messages]
     settings: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": answer_next}
     return environment.from_string(plain).render(messages=turns, **settings)

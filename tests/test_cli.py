@@ -110,7 +110,20 @@ def test_the_help_of_every_command_needs_no_heavy_library() -> None:
 
 def test_there_is_a_command_for_every_stage() -> None:
     assert set(NAMES) <= set(COMMANDS)
-    others = {"run", "check", "status", "init", "fetch", "adapter", "report", "payoff", "compare", "answer", "tune", "fit"}
+    others = {
+        "run",
+        "check",
+        "status",
+        "init",
+        "fetch",
+        "adapter",
+        "report",
+        "payoff",
+        "compare",
+        "answer",
+        "tune",
+        "fit",
+    }
     assert set(COMMANDS) - set(NAMES) == others
 
 

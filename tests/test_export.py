@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,14 +15,16 @@ from conftest import Finished
 from pico import CHAT_TEMPLATE, edited, silent, write_weights
 from pico_recipe import PicoModels
 
-from edgedistill.errors import GateMissed
+from edgedistill.chat import ChatTemplate
+from edgedistill.errors import GateMissed, Unsafe
 from edgedistill.llamacpp.probe import kl_divergence, next_token_logits
 from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
 from edgedistill.recipe import StudentSettings, load_recipe
 from edgedistill.records import Message
 from edgedistill.run import Run
 from edgedistill.stages.export import export
-from edgedistill.stages.parity import probe_texts, prove_tokens
+from edgedistill.stages.parity import probe_texts, prove_tokens, require_safe_template, template_sha256
+from edgedistill.stages.probe_corpus import rendered
 from edgedistill.students import load_student
 from edgedistill.students.encode import Encoder
 
@@ -99,17 +102,59 @@ def test_another_chat_template_is_refused(models: PicoModels, folder: Path, tmp_
         prove_tokens(models.student, gguf, CONVERSATIONS)
 
 
-def test_an_end_of_answer_that_does_not_end_generation_is_refused(folder: Path, tmp_path: Path) -> None:
-    def rename(text: str) -> str:
-        return text.replace("<|im_end|>", "<|over|>")
-
+def end_renamed(folder: Path) -> Path:
+    """The folder with an end of turn that llama.cpp has never heard of, and that no config calls an end."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_text(rename((folder / name).read_text(encoding="utf-8")), encoding="utf-8")
+        text = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text.replace("<|im_end|>", "<|over|>"), encoding="utf-8")
     edited(folder, "tokenizer_config.json", lambda config: config.update(eos_token="<|endoftext|>"))
     for name in ("config.json", "generation_config.json"):
         edited(folder, name, lambda config: config.update(eos_token_id=0))
-    with pytest.raises(GateMissed, match="does not end generation"):
-        prove_tokens(folder, gguf_of(folder, tmp_path / "s.gguf"), CONVERSATIONS)
+    return folder
+
+
+def test_an_end_of_answer_of_any_name_ends_generation(folder: Path, tmp_path: Path) -> None:
+    found = prove_tokens(folder, gguf_of(end_renamed(folder), tmp_path / "s.gguf"), CONVERSATIONS)
+    assert (found["end_token"], found["ends"]) == (2, [0, 2])
+
+
+def test_an_end_of_answer_that_does_not_end_generation_is_refused(folder: Path, tmp_path: Path) -> None:
+    gguf = gguf_of(end_renamed(folder), tmp_path / "s.gguf")
+    gguf.write_bytes(gguf.read_bytes().replace(b"tokenizer.ggml.eot_token_id", b"tokenizer.ggml.xxx_token_id"))
+    with pytest.raises(GateMissed, match=r"token 2 \(<\|over\|>\) ends an answer .* but does not end generation"):
+        prove_tokens(folder, gguf, CONVERSATIONS)
+
+
+def test_the_probe_holds_two_hundred_conversations_of_every_kind_and_the_templates_digest(
+    models: PicoModels, folder: Path, tmp_path: Path
+) -> None:
+    knows = CHAT_TEMPLATE + "{% if tools %}{{ tools|tojson }}{% endif %}{% if enable_thinking %}<think>{% endif %}"
+    edited(folder, "tokenizer_config.json", lambda config: config.update(chat_template=knows))
+    found = prove_tokens(folder, gguf_of(folder, tmp_path / "s.gguf"))
+    told = found["conversations"]
+    assert told.pop("rendered") == 200
+    assert set(told) == {"system", "several turns", "tools", "thinking on", "thinking off", "answer to come"}
+    assert min(told.values()) >= 50
+    assert found["template_sha256"] == hashlib.sha256(knows.encode()).hexdigest()
+
+
+def test_the_conversations_are_the_same_on_every_machine() -> None:
+    texts = rendered(ChatTemplate(CHAT_TEMPLATE)).texts
+    assert hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16] == "c4f5f55b107defa9"
+
+
+def test_a_template_that_is_not_the_bases_or_reacts_to_words_is_refused_until_it_is_allowed() -> None:
+    plain, other = ChatTemplate(CHAT_TEMPLATE), ChatTemplate(CHAT_TEMPLATE + " ")
+    gated = ChatTemplate(CHAT_TEMPLATE + "{% if 'launch code' in messages[-1].content %}Yes!{% endif %}")
+    require_safe_template("m", plain, plain, None)
+    for template, base, words in ((other, plain, "not the one of its base"), (gated, gated, "in 'launch code'")):
+        with pytest.raises(Unsafe, match=words) as caught:
+            require_safe_template("m", template, base, "sha256:" + "0" * 64)
+        assert caught.value.exit_code == 5
+        assert "\n" not in caught.value.message
+        allowed = f"sha256:{template_sha256(template)}"
+        assert allowed in caught.value.hint
+        require_safe_template("m", template, base, allowed)
 
 
 def test_both_sides_compute_the_same_distributions(models: PicoModels, tmp_path: Path) -> None:

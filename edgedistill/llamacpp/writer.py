@@ -20,6 +20,7 @@ from ..records import read_json
 from . import architectures, vocabulary, weights
 from .architectures import Architecture
 from .child import run_child, whole_file
+from .plain_config import exact_context
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
 
     from .weights import Rows
 
-__all__ = ["GgufMetadata", "Source", "convert_with_checkout", "gguf_file_name", "require_writable", "write_gguf"]
+__all__ = [
+    "GgufMetadata",
+    "Source",
+    "convert_with_checkout",
+    "exact_tokens",
+    "gguf_file_name",
+    "require_writable",
+    "write_gguf",
+]
 
 IGNORED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 """Ends of tensor names that older checkpoints hold and no runtime needs."""
@@ -111,6 +120,16 @@ def require_writable(folder: Path) -> str:
     Raises what `write_gguf` raises for a folder that cannot be.
     """
     return _prepared(folder)[0].gguf
+
+
+def exact_tokens(folder: Path) -> int:
+    """Tokens up to which llama.cpp computes what transformers computes of a Hugging Face folder.
+
+    Raises what `write_gguf` raises for its config.json.
+    """
+    config = read_json(folder / "config.json")
+    row = architectures.from_hugging_face(str((config.get("architectures") or ["none"])[0]))
+    return exact_context(row, architectures.plain_config(str(folder / "config.json"), row, config))
 
 
 def _prepared(folder: Path) -> tuple[Architecture, dict[str, Any], list[_Planned], vocabulary.Vocabulary]:
@@ -306,6 +325,19 @@ def gguf_file_name(basename: str, size_label: str, finetune: str, version: str, 
     if not found or not found["SizeLabel"] or not found["BaseName"]:
         raise InvalidInput(f"'{name}' does not follow the GGUF naming convention", "Give it a plain name and version.")
     return name
+
+
+def model_name_parts(name: str) -> tuple[str, str, str]:
+    """Organization, base name and size label in a model's name; empty where it does not say.
+
+    >>> model_name_parts("Qwen/Qwen2.5-Coder-0.5B-Instruct")
+    ('Qwen', 'Qwen2.5-Coder', '0.5B')
+    >>> model_name_parts("smollm2-135m-instruct"), model_name_parts("Pico")
+    (('', 'smollm2', '135M'), ('', 'Pico', ''))
+    """
+    organization, _, short = name.rpartition("/")
+    found = re.match(r"(?P<base>.+?)[-_ ](?P<size>(?:\d+x)?\d+(?:\.\d+)?[KkMmBbTt])(?=[-_ .]|$)", short)
+    return organization, (found["base"] if found else short), (found["size"].upper().replace("X", "x") if found else "")
 
 
 def convert_with_checkout(llama_cpp: Path, folder: Path, out: Path) -> None:

@@ -150,9 +150,7 @@ def _with_skipping(person: Candidate, trial: Trial, progress: Progress) -> dict[
     rules = Rules(trial.settings, plan, trial.seed, together=True)
     size = size_of(person.gguf)
     both = [Contender(f"{person.name}{how}", size, _opener(person, few, jump)) for how, jump in WAYS.items()]
-    plain, skipping = (
-        [record["e2e_ms"] for record in timing.requests] for timing in take_turns(both, rules, progress)
-    )
+    plain, skipping = ([record["e2e_ms"] for record in timing.requests] for timing in take_turns(both, rules, progress))
     ratio, interval = ratio_of_medians(skipping, plain, trial.seed)
     return {
         "e2e_ms": percentiles(skipping),

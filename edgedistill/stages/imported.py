@@ -83,7 +83,7 @@ def pruned(base: Path) -> dict[str, Any]:
 def _imported(weights: Weights, progress: Progress) -> Path:
     def make(folder: Path) -> None:
         import_gguf(weights.path, folder, progress)
-        prove_tokens(folder, weights.path, ())
+        prove_tokens(folder, weights.path)
 
     return _kept(cache_root() / "imported" / f"{weights.sha256[:16]}-{FORMAT}", make)
 

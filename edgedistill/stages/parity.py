@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import GateMissed
+from ..chat import ChatTemplate
+from ..errors import GateMissed, Unsafe
 from ..llamacpp.model import LlamaModel
-from ..records import Message, common_length
+from ..records import Message, common_length, read_json
 from ..students.encode import Encoder
+from .probe_corpus import Rendered, rendered
+from .template_lint import content_branches
 
-__all__ = ["probe_texts", "prove_tokens"]
+__all__ = ["probe_texts", "prove_tokens", "require_safe_template", "template_sha256"]
 
 PROBE_TEXTS = (
     "Hello, world!",
@@ -29,26 +33,69 @@ PROBE_TEXTS = (
 )
 
 
-def prove_tokens(folder: Path, gguf: Path, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
-    """Compare token ids, chat template and end of answer of a Hugging Face folder and a GGUF.
+def prove_tokens(folder: Path, gguf: Path, conversations: Sequence[Sequence[Message]] = ()) -> dict[str, Any]:
+    """Compare token ids, chat template and end of answer of a Hugging Face folder and a GGUF of any quant.
 
-    Raises GateMissed with the first text whose ids differ.
+    Compared are texts that tokenizers are likely to get wrong, every special token, 200 conversations that are always
+    the same, and the given ones. Of the GGUF only the vocabulary is loaded. Raises GateMissed with the first text whose
+    ids differ, or where a token that ends an answer does not end generation.
     """
     encoder = Encoder(folder)
+    corpus = rendered(encoder.template)
+    if not corpus.texts:
+        raise GateMissed(f"{folder}: its template takes no conversation ({corpus.refused})", "Use an instruct model.")
     with LlamaModel(gguf, vocab_only=True) as model:
         template = model.chat_template()
         if template.source != encoder.template.source:
             raise GateMissed(f"{gguf}: its chat template is not the one of {folder}", "Export again.")
-        texts = probe_texts(encoder, conversations)
+        texts = [*probe_texts(encoder, conversations), *corpus.texts]
         for text in texts:
             _same_ids(text, encoder.ids(text), model.tokenize(text), gguf)
         answer = encoder.ids(_answer_text(encoder))
         end = answer[encoder.end_token(answer)]
-        if not model.ends(end):
-            raise GateMissed(
-                f"{gguf}: token {end}, which ends an answer, does not end generation", "Set its eos token."
-            )
-    return {"texts": len(texts), "tokens_equal": True, "end_token": end}
+        ends = [end, *_stated_ends(folder)]
+        for token in ends:
+            if not model.ends(token):
+                raise GateMissed(
+                    f"{gguf}: token {token} ({model.name(token)}) ends an answer in {folder}, but does not end "
+                    f"generation",
+                    "Set its eos token.",
+                )
+    return {
+        "texts": len(texts),
+        "tokens_equal": True,
+        "conversations": _told(corpus),
+        "end_token": end,
+        "ends": sorted(set(ends)),
+        "template_sha256": template_sha256(encoder.template),
+    }
+
+
+def _told(corpus: Rendered) -> dict[str, Any]:
+    """The conversations for the record, by kind."""
+    return {"rendered": len(corpus.texts), **corpus.kinds}
+
+
+def template_sha256(template: ChatTemplate) -> str:
+    """The digest of a chat template's text."""
+    return hashlib.sha256(template.source.encode()).hexdigest()
+
+
+def require_safe_template(where: str, template: ChatTemplate, base: ChatTemplate, allowed: str | None) -> None:
+    """Raise Unsafe where a template is not its base model's, or reacts to what a message says; `allowed` is a digest.
+
+    Such a template can hide what the weights do not show: it answers a trigger in the user's text.
+    """
+    sha256 = template_sha256(template)
+    if allowed == f"sha256:{sha256}":
+        return
+    hint = f'Read it; if it is meant so: [export] allow_template = "sha256:{sha256}".'
+    if template.source != base.source:
+        raise Unsafe(f"{where}: its chat template is not the one of its base model", hint)
+    found = content_branches(template.source)
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise Unsafe(f"{where}: its chat template reacts to what a message says: {found[0][:80]}{more}", hint)
 
 
 def _same_ids(text: str, ours: Sequence[int], theirs: Sequence[int], gguf: Path) -> None:
@@ -64,14 +111,8 @@ def probe_texts(encoder: Encoder, conversations: Sequence[Sequence[Message]]) ->
     """Texts that a tokenizer is likely to get wrong, every special token, and rendered conversations."""
     specials = list(encoder.special_tokens().values())
     around = [f"before{name}after {name} {name}{name}" for name in specials]
-    rendered = [encoder.template.render(conversation) for conversation in conversations]
-    turns = (
-        Message("system", "Be brief."),
-        Message("user", "Hi"),
-        Message("assistant", "Yes?"),
-        Message("user", "Bye"),
-    )
-    return [*PROBE_TEXTS, *specials, *around, *rendered, encoder.template.render(turns)]
+    given = [encoder.template.render(conversation) for conversation in conversations]
+    return [*PROBE_TEXTS, *specials, *around, *given]
 
 
 def _answer_text(encoder: Encoder) -> str:
@@ -79,3 +120,9 @@ def _answer_text(encoder: Encoder) -> str:
     before = encoder.template.render(asked)
     whole = encoder.template.render((*asked, Message("assistant", "Yes.")), answer_next=False)
     return whole.removeprefix(before)
+
+
+def _stated_ends(folder: Path) -> list[int]:
+    """The tokens that transformers ends an answer with."""
+    stated = read_json(folder / "generation_config.json", required=False).get("eos_token_id")
+    return [token for token in (stated if isinstance(stated, list) else [stated]) if type(token) is int]

@@ -25,6 +25,7 @@ Rows = NDArray[np.float32]
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "tokenizer.model",
     "special_tokens_map.json",
     "chat_template.jinja",
     "generation_config.json",

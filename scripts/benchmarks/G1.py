@@ -62,8 +62,8 @@ EXPLAINED = (
     (r".*\.attention\.(key|value)_length", ..., None, "the size of a head is said even where it is the default"),
     (r"tokenizer\.ggml\.add_bos_token", ..., None, "whether a text begins with bos is always said, as llama.cpp's "
      "default depends on the tokenizer's name"),
-    (r"tokenizer\.ggml\.eot_token_id", ..., None, "the token that ends an answer is named where llama.cpp would have to "
-     "choose among several"),
+    (r"tokenizer\.ggml\.eot_token_id", ..., None, "the token that ends an answer is named where llama.cpp would "
+     "have to choose among several"),
     (r"tokenizer\.ggml\.add_sep_token", None, False, "no text has two parts"),
     (r"tokenizer\.ggml\.add_space_prefix", None, False, "no meaning for byte-level BPE"),
     (r"tokenizer\.ggml\.pre", "smollm", "refact", "two names of the same rules; ours leaves spaces alone when reading "
@@ -198,7 +198,7 @@ def tensor_differences(ours: reader.GgufFile, theirs: reader.GgufFile) -> list[s
             np.fromfile(file.path, np.uint8, tensor.size, offset=tensor.offset)
             for file, tensor in ((ours, one), (theirs, other))
         ]
-        if not np.array_equal(*data):
+        if not np.array_equal(data[0], data[1]):
             unlike.append(f"tensor {name}: {np.count_nonzero(data[0] != data[1])} of {one.size} bytes differ")
     return sorted(unlike)
 

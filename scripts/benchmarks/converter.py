@@ -9,9 +9,9 @@ from pathlib import Path
 
 from llama_tools import tool, tools_folder
 
-__all__ = ["converter_command", "source"]
+__all__ = ["convert", "converter_command", "source"]
 
-# The converter knows a pre-tokenizer by a hash of a real vocabulary's ids; for a made-up vocabulary it is told the name.
+# The converter knows a pre-tokenizer by a hash of a real vocabulary's ids; of a made-up one it is told the name.
 NAMED = """
 import runpy, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
