@@ -101,7 +101,9 @@ def test_the_documents_name_every_candidate(finished: Finished) -> None:
     timed = [one["name"] for one in found["candidates"] if one["latency_ms"]]
     assert timed == ["teacher", "student Q8_0"]
     assert found["candidates"][0]["eval"]["agreement"] == 1.0
-    assert "pico" in (finished.run / "report.html").read_text(encoding="utf-8")
+    page = (finished.run / "report.html").read_text(encoding="utf-8")
+    assert "pico" in page
+    assert "quantizing: 16-bit student to this" in page, "the report reads what quantize has measured"
     timed = json.loads((finished.run / "bench" / "bench.json").read_text(encoding="utf-8"))["candidates"]
     assert timed[0]["n"] == 20
     assert [one["kind"] for one in timed if one["forced_skipped"]] == ["student"] * (len(timed) - 1)

@@ -35,10 +35,13 @@ def quantize(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[st
         path = out / f"{recipe.name}-{name}.gguf"
         quantize_gguf(source, path, name, cores())
         logits = next_token_logits(path, rows, cores())
+        kl = kl_divergence(reference, logits)
+        same = float(np.mean(reference.argmax(axis=1) == logits.argmax(axis=1)))
         quality[name] = {
-            "kl_mean": float(kl_divergence(reference, logits).mean()),
-            "top1_agreement": float(np.mean(reference.argmax(axis=1) == logits.argmax(axis=1))),
+            "kl_mean": float(kl.mean()),
+            "top1_agreement": same,
             "bytes": path.stat().st_size,
+            "f16_quant": {"mean": float(kl.mean()), "p99": float(np.quantile(kl, 0.99)), "top1": same},
         }
         files[name] = path.name
         progress("quantizing", number, len(recipe.quantize.types))
