@@ -108,9 +108,9 @@ def test_the_first_text_the_steps_and_the_last_are_timed_as_they_come() -> None:
         record = timed.ask(0)
         assert timed.close() == {"peak_memory_bytes": None}
     writing = 1000 * EACH * (PIECES - 1)
-    assert 1000 * FIRST <= record["ttft_ms"] < 1000 * FIRST + 60
-    assert writing <= record["e2e_ms"] - record["ttft_ms"] < writing + 60
-    assert record["tpot_ms"] == pytest.approx(writing / (2 * PIECES - 1), rel=0.4)
+    assert 1000 * FIRST <= record["ttft_ms"] < record["e2e_ms"], "no less than the server has waited"
+    assert record["e2e_ms"] >= 1000 * FIRST + writing
+    assert record["tpot_ms"] == pytest.approx((record["e2e_ms"] - record["ttft_ms"]) / (2 * PIECES - 1), abs=0.01)
     assert (record["prompt_tokens"], record["completion_tokens"]) == (12, 2 * PIECES)
 
 
