@@ -16,7 +16,7 @@ from typing import Any
 from .errors import InvalidInput
 from .records import Message, read_json
 
-__all__ = ["ChatTemplate", "folder_template", "json_instance", "with_system"]
+__all__ = ["ChatTemplate", "answer_text", "folder_template", "json_instance", "with_system"]
 
 FUEL = 5_000_000
 LARGEST_OUTPUT = 4 << 20
@@ -40,6 +40,12 @@ class ChatTemplate:
         Raises InvalidInput where the template refuses the conversation or does not end within its fuel.
         """
         return self.render_turns([message.as_dict() for message in messages], answer_next)
+
+    def sample_answer(self) -> str:
+        """How a short answer stands behind its question, with what the template ends it by."""
+        asked = (Message("user", "Hi"),)
+        whole = self.render((*asked, Message("assistant", "Yes.")), answer_next=False)
+        return whole.removeprefix(self.render(asked))
 
     def render_turns(self, turns: Sequence[dict[str, Any]], answer_next: bool = True, **variables: Any) -> str:
         """The same for turns with more than a role and a text, and for what some templates know besides.
@@ -82,6 +88,15 @@ def _special(token: Any) -> str:
     ('<s>', '')
     """
     return str(token["content"]) if isinstance(token, dict) else token or ""
+
+
+def answer_text(value: Any) -> str:
+    """An answer as the models write it: JSON without spaces, or the text itself.
+
+    >>> answer_text({"on": True}), answer_text("yes")
+    ('{"on":true}', 'yes')
+    """
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def with_system(system: str, messages: Sequence[Message]) -> tuple[Message, ...]:

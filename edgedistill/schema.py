@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInput
 from .recipe import Recipe, TeachSettings
 
-__all__ = ["LARGEST", "closed_answers", "kept_answers", "load_schema", "schema_validator"]
+__all__ = ["LARGEST", "closed_answers", "kept_answers", "load_schema", "read_schema", "schema_validator"]
 
 LARGEST = 256  # answers; a larger set is sampled under the grammar instead
 
@@ -36,17 +37,21 @@ TYPES: dict[Any, Any] = {
 
 
 def load_schema(recipe: Recipe) -> dict[str, Any] | None:
-    """The recipe's JSON Schema, or None where it has none.
-
-    Raises InvalidInput where the file is no schema, or refers to another file or address.
-    """
+    """The recipe's JSON Schema, or None where it has none; raises what `read_schema` raises."""
     if recipe.schema_file is None:
         return None
-    path = recipe.file(recipe.schema_file)
+    return read_schema(recipe.file(recipe.schema_file), "Check schema_file in the recipe.")
+
+
+def read_schema(path: Path, hint: str = "Name a file with a JSON Schema.") -> dict[str, Any]:
+    """The JSON Schema in a file.
+
+    Raises InvalidInput where it is not there (with the hint), is no schema, or refers to another file or address.
+    """
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", "Check schema_file in the recipe.") from error
+        raise InvalidInput(f"{path}: {error.strerror}", hint) from error
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path}: not JSON ({error})", "Mend the file.") from error
     if not isinstance(schema, dict):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pico import edited, pico_hf_folder
 from test_teachers import prompts, required_or_skipped, teacher_of
+from tiny_models import SHAPE
 
 from edgedistill.errors import InvalidInput
 from edgedistill.recipe import TeachSettings
@@ -31,15 +32,7 @@ from edgedistill.teachers.vocabulary import Vocabulary
 
 BACKENDS = ("transformers", "mlx")
 WINDOW = 20
-BASE = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
+BASE = {"vocab_size": 300, **SHAPE}
 # what an attention may have beyond the plain one: norms, windows, soft caps, sinks, layers without positions
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),

@@ -32,7 +32,8 @@ def prompt(number: int, expected: Any = None, tags: tuple[str, ...] = (), must_p
 def score(
     prompts: list[Prompt], answers: dict[str, str], teacher: dict[str, str], is_valid: Callable[[Any], bool] | None
 ) -> dict[str, Any]:
-    return summary(prompts, outcomes(prompts, (answers, teacher), is_valid))
+    exact = [None if one.expected is None else float(equal(answers[one.id], one.expected)) for one in prompts]
+    return summary(prompts, outcomes(prompts, (answers, teacher), is_valid, (exact, 1.0)))
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON))

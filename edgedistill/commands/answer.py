@@ -16,12 +16,12 @@ from ..pipeline import load_run
 from ..records import Message
 from ..report.wording import visible
 from ..run import is_run
+from ..schema import read_schema
 from ..stages.answering import (
     Subject,
     file_subject,
     is_package,
     package_subject,
-    read_schema,
     run_subject,
     runtime_of,
 )

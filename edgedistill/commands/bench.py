@@ -26,6 +26,7 @@ from ..stages.candidates import Candidate
 from ..stages.lengths import distinct, made_up
 from .progress import Bars
 from .run import run_stage
+from .target import target_ms
 
 __all__ = ["BenchOptions", "bench_command", "bench_targets"]
 
@@ -50,7 +51,7 @@ class BenchOptions:
         """The keys of `[bench]` that are said."""
         found = {key: value for key, value in self.settings.items() if value is not None}
         if self.target is not None:
-            found["target_ms"] = _target(self.target)
+            found["target_ms"] = target_ms(self.target)
         return found
 
 
@@ -90,15 +91,6 @@ def bench_targets(targets: Sequence[str], options: BenchOptions, as_json: bool, 
     result["verdict"] = _overall([one["verdict"] for one in judged])
     click.echo(json.dumps(result)) if as_json else _print(result, settings)
     return 0 if result["verdict"] == "pass" else GateMissed.exit_code
-
-
-def _target(text: str) -> tuple[float, float]:
-    """The two bounds of "100-500"; "500" is "0-500"."""
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)-)?(\d+(?:\.\d+)?)", text.strip())
-    low, high = (float(match[1] or 0), float(match[2])) if match else (0.0, 0.0)
-    if not low < high:
-        raise InvalidInput(f"--target {text}: not a target in milliseconds", "Write it as 100-500.")
-    return low, high
 
 
 def _is_recipe(target: str) -> bool:
@@ -150,8 +142,8 @@ def _against(
     if _is_recipe(options.vs) or is_run(Path(options.vs)):
         raise InvalidInput(f"--vs {options.vs}: neither a GGUF file nor a server", "Name one of the run's files.")
     if len(people) > 1 and len(targets) == 1 and recipe is not None and run is not None:
-        best = document(recipe, run)["best"]
-        wanted = next((one["sha256"] for one in document(recipe, run)["candidates"] if one["name"] == best), None)
+        found = document(recipe, run)
+        wanted = next((one["sha256"] for one in found["candidates"] if one["name"] == found["best"]), None)
         people = [one for one in people if one.sha256 == wanted] or people
     if len(people) != 1:
         raise InvalidInput(f"--vs compares two, but there are {len(people)} to compare with it", "Name one file.")

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from ..chat import answer_text
 from ..errors import InvalidInput
 from ..recipe import load_recipe
 from ..report.comparison import CHANGES, compare
-from ..report.rows import as_text
 from ..report.wording import chance, difference, one_line, percent
 from ..run import open_run
 
@@ -71,7 +71,7 @@ def _set_lines(kind: str, one: dict[str, Any]) -> list[str]:
 
 def _row_lines(row: dict[str, Any]) -> list[str]:
     """A row as it is quoted; every text is one line that cannot steer a terminal."""
-    shown = {"right": None if row["expected"] is None else as_text(row["expected"])}
+    shown = {"right": None if row["expected"] is None else answer_text(row["expected"])}
     shown |= {name: row[name]["answer"] for name in ("first", "second")}
     where = "edge: " if row["set"] == "edge" else ""
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from ..stages.fitting import (
     what_would_do,
 )
 from .progress import Bars
+from .target import target_ms
 
 __all__ = ["FitOptions", "fit_target"]
 
@@ -78,20 +78,8 @@ def _asked(target: str, options: FitOptions, offline: bool) -> tuple[Identity, A
         ask, quants = Ask(PROMPT, OUTPUT, TARGET), QUANTS
     ask = replace(ask, prompt=options.prompt_tokens or ask.prompt, output=options.output_tokens or ask.output)
     if options.target is not None:
-        ask = replace(ask, limit_ms=_limit(options.target))
+        ask = replace(ask, limit_ms=target_ms(options.target)[1])
     return identity, ask, options.quants or quants
-
-
-def _limit(text: str) -> float:
-    """The upper bound of "100-500".
-
-    >>> _limit("100-500"), _limit("250")
-    (500.0, 250.0)
-    """
-    match = re.fullmatch(r"(?:\d+(?:\.\d+)?-)?(\d+(?:\.\d+)?)", text.strip())
-    if not match or not float(match[1]):
-        raise InvalidInput(f"--target {text}: not a target in milliseconds", "Write it as 100-500.")
-    return float(match[1])
 
 
 def _profile(options: FitOptions, shape: Shape, types: dict[str, dict[str, str]], quiet: bool) -> Profile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import InvalidInput
-from .places import EMBEDDING, OUTPUT, Architecture, Key, Part, Pattern, Place
+from .places import CHECKOUT, EMBEDDING, OUTPUT, Architecture, Key, Part, Pattern, Place
 from .plain_config import plain_config
 
 __all__ = [
@@ -280,7 +280,7 @@ def from_hugging_face(name: str) -> Architecture:
             return row
     raise InvalidInput(
         f"no GGUF writer for '{name}'; there is one for {', '.join(row.hugging_face for row in ARCHITECTURES)}",
-        "Use llama.cpp's own converter: --llama-cpp PATH, the folder of a llama.cpp checkout.",
+        CHECKOUT,
     )
 
 

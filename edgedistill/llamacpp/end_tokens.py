@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from ..chat import ChatTemplate
 from ..errors import InvalidInput
-from ..records import Message
 
 __all__ = ["end_tokens"]
 
@@ -63,11 +62,8 @@ def _answer_end(template: tuple[str | None, dict[str, str]], controls: dict[str,
     source, names = template
     if not source:
         return None
-    asked = (Message("user", "Hi"),)
     try:
-        chat = ChatTemplate(source, names.get("bos", ""), names.get("eos", ""))
-        before = chat.render(asked)
-        after = chat.render((*asked, Message("assistant", "Yes.")), answer_next=False).removeprefix(before)
+        after = ChatTemplate(source, names.get("bos", ""), names.get("eos", "")).sample_answer()
     except InvalidInput:  # a template for other conversations; the proof will say so
         return None
     places = [(after.rfind(name) + len(name), len(name), number) for name, number in controls.items() if name in after]

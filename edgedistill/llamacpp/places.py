@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["EMBEDDING", "OUTPUT", "Architecture", "Key", "Part", "Pattern", "Place"]
+__all__ = ["CHECKOUT", "EMBEDDING", "OUTPUT", "Architecture", "Key", "Part", "Pattern", "Place"]
 
 EMBEDDING, OUTPUT = "token_embd", "output"
+CHECKOUT = "Use llama.cpp's own converter: --llama-cpp PATH, the folder of a llama.cpp checkout."
+"""The way out of what our own writer does not know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import GateMissed, InvalidInput
+from .places import CHECKOUT
+from .sentencepiece import SPACE
 
 __all__ = ["SENTENCEPIECE", "PreTokenizer", "by_name", "by_structure", "space_prefix"]
 
@@ -117,7 +119,7 @@ def by_structure(tokenizer: dict[str, Any]) -> PreTokenizer:
     raise GateMissed(
         f"tokenizer.json: no name in llama.cpp is known for this pre_tokenizer (ignore_merges "
         f"{str(ignore_merges).lower()}): {json.dumps(tokenizer.get('pre_tokenizer'))[:400]}",
-        "Use llama.cpp's own converter: --llama-cpp PATH, the folder of a llama.cpp checkout.",
+        CHECKOUT,
     )
 
 
@@ -148,22 +150,21 @@ def space_prefix(tokenizer: dict[str, Any]) -> bool:
 
     Raises GateMissed where it prepares the text in a way that llama.cpp does not.
     """
-    mark = "\u2581"
     steps = _normalizers(tokenizer.get("normalizer"))
-    spaces = ("Replace", {"String": " "}, mark)
+    spaces = ("Replace", {"String": " "}, SPACE)
     pre = tokenizer.get("pre_tokenizer") or {}
     if pre.get("type") == "Split" and pre.get("pattern") == {"String": " "}:  # there is none left to split at
         pre = {}
-    if steps in ([spaces], [("Prepend", mark), spaces]) and not pre:
+    if steps in ([spaces], [("Prepend", SPACE), spaces]) and not pre:
         return len(steps) == 2
-    plain = pre.get("type") == "Metaspace" and pre.get("replacement") == mark and not pre.get("split", True)
+    plain = pre.get("type") == "Metaspace" and pre.get("replacement") == SPACE and not pre.get("split", True)
     scheme = {"always": True, "never": False}.get(str(pre.get("prepend_scheme")))
     if not steps and plain and scheme is not None:
         return scheme
     raise GateMissed(
         f"tokenizer.json: llama.cpp does not prepare text as this normalizer and pre_tokenizer: "
         f"{json.dumps([tokenizer.get('normalizer'), tokenizer.get('pre_tokenizer')])[:400]}",
-        "Use llama.cpp's own converter: --llama-cpp PATH, the folder of a llama.cpp checkout.",
+        CHECKOUT,
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidInput
+from .places import CHECKOUT
 
 __all__ = ["BYTE_TOKEN", "SPACE", "Piece", "merges_by_score", "model_file", "read_pieces", "scores_by_merge"]
 
@@ -55,7 +56,7 @@ def read_pieces(path: Path) -> list[Piece]:
     if not 1 <= len(pieces) <= MOST_PIECES or kinds[-1:] != [BPE]:
         raise InvalidInput(
             f"{path}: {len(pieces)} pieces, type {kinds[-1:] or 'Unigram'}; only BPE is known",
-            "Use llama.cpp's own converter: --llama-cpp PATH, the folder of a llama.cpp checkout.",
+            CHECKOUT,
         )
     return pieces
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EdgeDistillError, InvalidInput
-from ..records import FILE_TYPES
+from ..records import FILE_TYPES, read_json
 from . import architectures
 from .model import load_llama_cpp
 from .reader import read_gguf
@@ -96,7 +95,7 @@ def shape_of_config(name: str, config: Mapping[str, Any]) -> Shape:
 
 def shape_of_folder(folder: Path) -> Shape:
     """The shape of the model in a Hugging Face folder."""
-    return shape_of_config(folder.name, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return shape_of_config(folder.name, read_json(folder / "config.json"))
 
 
 def shape_of_gguf(path: Path) -> Shape:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import GateMissed, InvalidInput
 from ..records import read_json
 from .end_tokens import end_tokens
+from .places import CHECKOUT
 from .pretokenizers import SENTENCEPIECE, PreTokenizer, by_name, by_structure, space_prefix
 from .sentencepiece import BYTE_TOKEN, SPACE, Piece, merges_by_score, read_pieces, scores_by_merge
 
@@ -35,7 +36,6 @@ NOT_SWALLOWING = ("<unk>", "<s>", "<|endoftext|>")
 
 ROLES = ("bos", "eos", "unk", "pad")
 GGUF_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot", "eom": "eom"}
-CHECKOUT = "Use llama.cpp's own converter: --llama-cpp PATH, the folder of a llama.cpp checkout."
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ __all__ = [
     "convert_with_checkout",
     "exact_tokens",
     "gguf_file_name",
+    "model_name_parts",
     "require_writable",
     "write_gguf",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..chat import answer_text
 from ..errors import InvalidInput
 from ..recipe import Recipe
 from ..run import Run
-from .rows import Row, as_text, result_rows
+from .rows import Row, result_rows
 from .statistics import differ, mcnemar
 from .summary import document
 
@@ -69,8 +70,8 @@ def _shared(sides: Sequence[dict[str, Any]]) -> list[tuple[Row, Row]]:
             continue
         if twin["expected"] != row["expected"]:
             raise InvalidInput(
-                f"the right answer to {row['prompt'][:60]!r} is {as_text(row['expected'])} in {sides[0]['run']} and "
-                f"{as_text(twin['expected'])} in {sides[1]['run']}",
+                f"the right answer to {row['prompt'][:60]!r} is {answer_text(row['expected'])} in {sides[0]['run']} "
+                f"and {answer_text(twin['expected'])} in {sides[1]['run']}",
                 "Evaluate both on the same eval file.",
             )
         found.append((row, twin))

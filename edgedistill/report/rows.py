@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..chat import json_instance
+from ..chat import answer_text, json_instance
 from ..records import read_rows
 from ..run import Run
 
-__all__ = ["Row", "as_text", "disagreements", "edge_cases", "outcomes", "result_rows"]
+__all__ = ["Row", "disagreements", "edge_cases", "outcomes", "result_rows"]
 
 Row = dict[str, Any]
 """`set`, `id`, `prompt`, `expected`, `tags`, `must_pass`, and `candidates`: for each name `answer`, `valid`, `score`,
@@ -61,7 +60,7 @@ def _is_off(row: Row, student: str, teacher: str) -> bool:
 
 def _beside(row: Row, student: str, teacher: str) -> dict[str, Any]:
     mine, theirs = (row["candidates"][name] for name in (student, teacher))
-    expected = None if row["expected"] is None else as_text(row["expected"])
+    expected = None if row["expected"] is None else answer_text(row["expected"])
     return {
         "set": row["set"],
         "prompt": row["prompt"],
@@ -74,11 +73,6 @@ def _beside(row: Row, student: str, teacher: str) -> dict[str, Any]:
         "score": mine["score"],
         "apart": _apart(mine["answer"], theirs["answer"] if expected is None else expected),
     }
-
-
-def as_text(value: Any) -> str:
-    """An answer as the models write it: JSON without spaces, or the text itself."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _apart(one: str, other: str) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..chat import with_system
-from ..errors import InvalidInput
 from ..llamacpp.prefix import PrefixCache
 from ..llamacpp.runtime import Runtime, RuntimeSettings
 from ..llamacpp.tuning import tuned
@@ -18,7 +16,7 @@ from ..recipe import Recipe
 from ..records import Message, read_prompts
 from ..report.summary import document
 from ..run import Run, cores, file_sha256
-from ..schema import load_schema
+from ..schema import load_schema, read_schema
 from .golden import GOLDEN, read_golden, saved_states, weights_of
 
 __all__ = ["Subject", "file_subject", "kept_tunings", "package_subject", "run_subject", "runtime_of"]
@@ -81,29 +79,10 @@ def recipe_subject(recipe: Recipe, model: Path) -> Subject:
 
 
 def file_subject(model: Path, system: str | None = None, schema_file: Path | None = None) -> Subject:
-    """A GGUF file by itself; `system` None shows it no system message.
-
-    Raises InvalidInput where the schema is not a JSON object.
-    """
+    """A GGUF file by itself; `system` None shows it no system message. Raises what `read_schema` raises."""
     check_gguf(model)
     schema = None if schema_file is None else read_schema(schema_file)
     return Subject(model, () if system is None else with_system(system, ()), schema, ANSWER)
-
-
-def read_schema(path: Path) -> dict[str, Any]:
-    """The JSON Schema in a file.
-
-    Raises InvalidInput where there is none.
-    """
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", "Name a file with a JSON Schema.") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path}: not JSON ({error})", "Mend the file.") from error
-    if not isinstance(schema, dict):
-        raise InvalidInput(f"{path}: a schema must be a JSON object", "Mend the file.")
-    return schema
 
 
 def is_package(path: Path) -> bool:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 from ..chat import json_instance
@@ -23,6 +20,7 @@ from ..errors import InvalidInput
 from ..llamacpp.child import child_environment
 from ..recipe import CurateSettings
 from ..records import Completion, Prompt
+from .sandbox import end_session, found_program
 
 __all__ = ["Answered", "answer_key", "combined", "verifier_command"]
 
@@ -206,12 +204,8 @@ def verifier_command(settings: CurateSettings, folder: Path | None) -> list[str]
         raise InvalidInput("curate.verifier is empty", 'Name a command: verifier = ["python", "verify.py"].')
     program, *arguments = settings.verifier
     beside = (folder or Path()) / program
-    found = str(beside.resolve()) if beside.is_file() else which(program)
-    if found is None or not os.access(found, os.X_OK):
-        raise InvalidInput(
-            f"curate.verifier: '{program}' is no program", "Name one of PATH, or an executable file of the recipe."
-        )
-    return [found, *arguments]
+    place = str(beside.resolve()) if beside.is_file() else program
+    return [found_program(place, program, "curate.verifier"), *arguments]
 
 
 def _best(prompt: Prompt, usable: Sequence[Answered], command: list[str], folder: Path | None) -> list[Answered] | str:
@@ -249,19 +243,8 @@ def _verified(command: list[str], folder: Path | None, prompt: Prompt, answer: s
         except subprocess.TimeoutExpired:
             return None
         finally:
-            _end(child)
+            end_session(child)
     return _number(printed.decode("utf-8", errors="replace").strip()) if child.returncode == 0 else None
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child and all that it started, where something is left."""
-    if not hasattr(os, "killpg"):
-        child.kill()
-        return
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return  # all have ended; of one that nobody has waited for, macOS says it may not be killed
 
 
 def _number(text: str) -> float | None:

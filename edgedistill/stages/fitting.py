@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..chat import with_system
+from ..chat import answer_text, with_system
 from ..errors import EdgeDistillError, GateMissed, InvalidInput
 from ..llamacpp.answer import SharedPrompt
 from ..llamacpp.calibration import BUSY, Profile, load_profile
@@ -20,6 +19,7 @@ from ..recipe import Recipe
 from ..records import Message, Prompt, common_length, read_prompts
 from ..run import Run
 from ..students.encode import Encoder
+from .latency import nearest_rank
 
 __all__ = ["QUANTS", "Ask", "ask_of_recipe", "fit", "kept_profiles", "require_fit", "shape_of_identity", "types_asked"]
 
@@ -140,21 +140,12 @@ def ask_of_recipe(recipe: Recipe, identity: Identity) -> Ask:
     settings = recipe.bench
     count, shared = _counting(recipe, identity)
     rows = read_prompts(recipe.file(recipe.evaluate.file))
-    prompts = [count(with_system(recipe.student.system, row.messages)) for row in rows]
-    answers = [_answer_tokens(row, count, recipe.evaluate.max_tokens) for row in rows]
-    prompt = settings.prompt_tokens or _quantile(prompts, settings.percentile)
+    prompts = sorted(count(with_system(recipe.student.system, row.messages)) for row in rows) or [1]
+    answers = sorted(_answer_tokens(row, count, recipe.evaluate.max_tokens) for row in rows) or [1]
+    prompt = settings.prompt_tokens or nearest_rank(prompts, settings.percentile)
     kept = min(shared, prompt - 1) if settings.cache == "cached-prefix" else 0
-    output = settings.output_tokens or min(recipe.evaluate.max_tokens, _quantile(answers, settings.percentile))
+    output = settings.output_tokens or min(recipe.evaluate.max_tokens, nearest_rank(answers, settings.percentile))
     return Ask(max(1, prompt - kept), max(1, output), settings.target_ms[1], settings.metric, kept)
-
-
-def _quantile(counts: Sequence[int], percentile: int) -> int:
-    """The count that so many in a hundred do not exceed.
-
-    >>> _quantile([5, 1, 3, 2, 4], 50), _quantile([], 95)
-    (3, 1)
-    """
-    return sorted(counts)[-(-len(counts) * percentile // 100) - 1] if counts else 1
 
 
 Count = Callable[[Sequence[Message]], int]
@@ -164,9 +155,7 @@ def _answer_tokens(row: Prompt, count: Count, most: int) -> int:
     """Tokens of a row's right answer, or the most there may be."""
     if row.expected is None:
         return most
-    value = row.expected
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    both = (Message("user", "a"), Message("user", f"a {text}"))
+    both = (Message("user", "a"), Message("user", f"a {answer_text(row.expected)}"))
     return max(1, count(both[1:]) - count(both[:1]))
 
 

@@ -10,9 +10,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from ..chat import json_instance, with_system
+from ..chat import answer_text, json_instance, with_system
 from ..recipe import Recipe, TeacherSettings
 from ..records import Completion, Message, Prompt, digest, prompt_id
 from ..run import stop_if_asked
@@ -72,7 +71,7 @@ def judged(
     reference = next(iter(answers.values()))
     right = [reference[one.id] if one.expected is None else one.expected for one in prompts]
     pairs: dict[tuple[int, str], Pair] = {
-        (number, given[prompt.id]): (prompt, given[prompt.id], _text(right[number]))
+        (number, given[prompt.id]): (prompt, given[prompt.id], answer_text(right[number]))
         for given in answers.values()
         for number, prompt in enumerate(prompts)
         if not equal(given[prompt.id], right[number])
@@ -123,7 +122,3 @@ def _holds(case: _Case, verdict: Completion) -> bool:
     value = json_instance(verdict.text)
     better = value.get("better") if isinstance(value, dict) else None
     return better in ("A" if case.is_first else "B", "same")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))

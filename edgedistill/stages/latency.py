@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ __all__ = [
     "bounds",
     "drift",
     "early_stopping",
+    "nearest_rank",
     "needed",
     "percentiles",
     "plan_for",
@@ -39,6 +40,7 @@ __all__ = [
 
 Verdict = Literal["pass", "fail", "need more"]
 Array = NDArray[np.float64]
+Number = TypeVar("Number", int, float)
 
 CONFIDENCE = 0.99
 FEWEST = 20  # requests before the first look: a median of fewer is no figure
@@ -152,7 +154,16 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     {'p50': 2.0, 'p90': 3.0, 'p95': 3.0, 'p99': 3.0}
     """
     ordered = sorted(values)
-    return {f"p{q}": round(ordered[max(0, -(-len(ordered) * q // 100) - 1)], 2) for q in QUANTILES}
+    return {f"p{q}": round(nearest_rank(ordered, q), 2) for q in QUANTILES}
+
+
+def nearest_rank(ordered: Sequence[Number], percentile: int) -> Number:
+    """Of sorted values, the one that so many in a hundred do not exceed.
+
+    >>> nearest_rank([1, 2, 3, 4, 5], 50)
+    3
+    """
+    return ordered[max(0, -(-len(ordered) * percentile // 100) - 1)]
 
 
 def drift(values: Sequence[float]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def prove_tokens(folder: Path, gguf: Path, conversations: Sequence[Sequence[Mess
         texts = [*probe_texts(encoder, conversations), *corpus.texts]
         for text in texts:
             _same_ids(text, encoder.ids(text), model.tokenize(text), gguf)
-        answer = encoder.ids(_answer_text(encoder))
+        answer = encoder.ids(encoder.template.sample_answer())
         end = answer[encoder.end_token(answer)]
         ends = [end, *_stated_ends(folder)]
         for token in ends:
@@ -113,13 +113,6 @@ def probe_texts(encoder: Encoder, conversations: Sequence[Sequence[Message]]) ->
     around = [f"before{name}after {name} {name}{name}" for name in specials]
     given = [encoder.template.render(conversation) for conversation in conversations]
     return [*PROBE_TEXTS, *specials, *around, *given]
-
-
-def _answer_text(encoder: Encoder) -> str:
-    asked = (Message("user", "Hi"),)
-    before = encoder.template.render(asked)
-    whole = encoder.template.render((*asked, Message("assistant", "Yes.")), answer_next=False)
-    return whole.removeprefix(before)
 
 
 def _stated_ends(folder: Path) -> list[int]:

@@ -24,7 +24,7 @@ from ..recipe import EvaluateSettings, Recipe
 from ..records import Prompt
 from ..run import cores, stop_if_asked
 
-__all__ = ["Checked", "checked", "confinement", "run_confined", "scorer_command"]
+__all__ = ["Checked", "checked", "confinement", "end_session", "found_program", "run_confined", "scorer_command"]
 
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT")
 LONGEST_COMPLAINT = 300
@@ -60,13 +60,7 @@ def scorer_command(recipe: Recipe) -> list[str]:
     if not named:
         raise InvalidInput("evaluate.command is empty", 'Name a command: command = ["check.py"].')
     program, *arguments = (_beside(recipe, one) for one in named)
-    found = program if Path(program).is_file() else which(program)
-    if found is None or not os.access(found, os.X_OK):
-        raise InvalidInput(
-            f"evaluate.command: '{named[0]}' is no program",
-            "Name one of PATH, or an executable file of the recipe.",
-        )
-    return [found, *arguments]
+    return [found_program(program, named[0], "evaluate.command"), *arguments]
 
 
 def checked(
@@ -119,7 +113,7 @@ def run_confined(command: Sequence[str], settings: EvaluateSettings, question: s
                 except subprocess.TimeoutExpired:
                     return Checked(None, f"it took longer than {settings.command_seconds:g} s")
                 finally:
-                    _end(child)
+                    end_session(child)
             for file in (out, log):
                 file.seek(0)
             printed = out.read(OUTPUT_BYTES).decode("utf-8", errors="replace").strip()
@@ -160,8 +154,24 @@ def _environment(scratch: str) -> dict[str, str]:
     return {**kept, "HOME": scratch, "TMPDIR": scratch, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child and all of its session that is left."""
+def found_program(program: str, said: str, setting: str) -> str:
+    """The path of a program: of a file, or of a name that PATH knows.
+
+    Raises InvalidInput that names the setting, and what is said there, where there is none.
+    """
+    found = program if Path(program).is_file() else which(program)
+    if found is None or not os.access(found, os.X_OK):
+        raise InvalidInput(
+            f"{setting}: '{said}' is no program", "Name one of PATH, or an executable file of the recipe."
+        )
+    return found
+
+
+def end_session(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child, which leads a session, and all of it that is left."""
+    if not hasattr(os, "killpg"):
+        child.kill()
+        return
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

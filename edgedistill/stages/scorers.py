@@ -175,9 +175,7 @@ def _chrf(answer: str, reference: str) -> float:
     precision = recall = 0.0
     orders = 0
     for size in range(1, CHRF_ORDER + 1):
-        mine, theirs = (
-            Counter(text[i : i + size] for i in range(len(text) - size + 1)) for text in (answer, reference)
-        )
+        mine, theirs = _grams(answer, size), _grams(reference, size)
         if mine and theirs:
             shared = (mine & theirs).total()
             precision, recall, orders = precision + shared / mine.total(), recall + shared / theirs.total(), orders + 1

@@ -32,23 +32,17 @@ def outcomes(
     prompts: Sequence[Prompt],
     texts: tuple[Mapping[str, str], Mapping[str, str]],
     is_valid: Callable[[Any], bool] | None,
-    scores: tuple[Sequence[float | None], float] | None = None,
+    scores: tuple[Sequence[float | None], float],
 ) -> list[Outcome]:
     """The outcome of each prompt; `texts` are a candidate's answers and the teacher's, by prompt id.
 
-    `scores` are a scorer's, one a prompt, and the score from which on a row is right; without, an answer is right where
-    it equals the expected one.
+    `scores` are a scorer's, one a prompt, and the score from which on a row is right.
     """
     answers, teacher = texts
     found = []
-    for number, prompt in enumerate(prompts):
+    for prompt, value in zip(prompts, scores[0], strict=True):
         answer = answers[prompt.id]
-        if scores is not None:
-            value = scores[0][number]
-            right = None if value is None else value + ROUNDING >= scores[1]
-        else:
-            right = None if prompt.expected is None else equal(answer, prompt.expected)
-            value = None if right is None else float(right)
+        right = None if value is None else value + ROUNDING >= scores[1]
         found.append(Outcome(answer, _valid(answer, is_valid), value, right, equal(answer, teacher[prompt.id])))
     return found
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 
+from ..chat import answer_text
 from ..errors import InvalidInput
 from ..recipe import Recipe
 from ..records import iter_prompts
@@ -76,7 +76,4 @@ def _spans(pieces: Sequence[bytes], ids: Sequence[int]) -> set[tuple[int, int]]:
 def _answers(recipe: Recipe) -> list[str]:
     """Right answers of the eval set, as a student writes them."""
     rows = chain.from_iterable(map(iter_prompts, recipe.files("evaluate").values()))
-    right = [row.expected for row in rows if row.expected is not None][:SHOWN]
-    return [
-        one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, separators=(",", ":")) for one in right
-    ]
+    return [answer_text(row.expected) for row in rows if row.expected is not None][:SHOWN]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from converter import convert, source
+from converter import convert, source, tensor_differences
 from measure import finish, note
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
@@ -184,23 +184,6 @@ def shortened(one: Any, other: Any) -> str:
         at = places[0] if places else min(len(one), len(other))
         return f"{len(places)} of {len(one)} and {len(other)} differ, at {at}: {one[at : at + 1]}, {other[at : at + 1]}"
     return f"{str(one)[:80]!r} and {str(other)[:80]!r}"
-
-
-def tensor_differences(ours: reader.GgufFile, theirs: reader.GgufFile) -> list[str]:
-    """Every tensor that differs in name, type, shape or any bit."""
-    unlike = [f"tensor {name} is on one side only" for name in ours.tensors.keys() ^ theirs.tensors.keys()]
-    for name in ours.tensors.keys() & theirs.tensors.keys():
-        one, other = ours.tensors[name], theirs.tensors[name]
-        if (one.kind, one.shape) != (other.kind, other.shape):
-            unlike.append(f"tensor {name}: {one.kind} {one.shape} and {other.kind} {other.shape}")
-            continue
-        data = [
-            np.fromfile(file.path, np.uint8, tensor.size, offset=tensor.offset)
-            for file, tensor in ((ours, one), (theirs, other))
-        ]
-        if not np.array_equal(data[0], data[1]):
-            unlike.append(f"tensor {name}: {np.count_nonzero(data[0] != data[1])} of {one.size} bytes differ")
-    return sorted(unlike)
 
 
 def divergence(model: Path, gguf: Path) -> float:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from converter import converter_command
+from converter import converter_command, tensor_differences
 from llama_tools import tool
 from measure import finish, median_interval, note
 
@@ -204,22 +204,11 @@ def memory(root: int) -> tuple[int, int]:
 
 def differences(ours: Path, peers: Path) -> list[str]:
     """Every tensor of both GGUFs that differs in name, type, shape or any bit."""
-    unlike = []
-    for name in ("f16.gguf", "q4_k_m.gguf"):
-        one, other = reader.read_gguf(ours / name), reader.read_gguf(peers / name)
-        unlike += [f"{name}: {tensor} is on one side only" for tensor in one.tensors.keys() ^ other.tensors.keys()]
-        for tensor in one.tensors.keys() & other.tensors.keys():
-            mine, theirs = one.tensors[tensor], other.tensors[tensor]
-            if (mine.kind, mine.shape) != (theirs.kind, theirs.shape):
-                unlike.append(f"{name}: {tensor} is {mine.kind} and {theirs.kind}")
-                continue
-            data = [
-                np.fromfile(file.path, np.uint8, place.size, offset=place.offset)
-                for file, place in ((one, mine), (other, theirs))
-            ]
-            if not np.array_equal(data[0], data[1]):
-                unlike.append(f"{name}: {tensor}, {np.count_nonzero(data[0] != data[1])} of {mine.size} bytes")
-    return unlike
+    return [
+        f"{name}: {one}"
+        for name in ("f16.gguf", "q4_k_m.gguf")
+        for one in tensor_differences(reader.read_gguf(ours / name), reader.read_gguf(peers / name))
+    ]
 
 
 if __name__ == "__main__":

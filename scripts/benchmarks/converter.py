@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from llama_tools import tool, tools_folder
 
-__all__ = ["convert", "converter_command", "source"]
+from edgedistill.llamacpp import reader
+
+__all__ = ["convert", "converter_command", "source", "tensor_differences"]
 
 # The converter knows a pre-tokenizer by a hash of a real vocabulary's ids; of a made-up one it is told the name.
 NAMED = """
@@ -45,3 +48,20 @@ def convert(folder: Path, out: Path, pre: str = "") -> str:
     ended = subprocess.run(converter_command(folder, out, pre), capture_output=True, text=True)
     lines = ended.stderr.strip().splitlines() or ["it said nothing"]
     return "" if ended.returncode == 0 and out.is_file() else lines[-1]
+
+
+def tensor_differences(ours: reader.GgufFile, theirs: reader.GgufFile) -> list[str]:
+    """Every tensor that differs in name, type, shape or any bit."""
+    unlike = [f"tensor {name} is on one side only" for name in ours.tensors.keys() ^ theirs.tensors.keys()]
+    for name in ours.tensors.keys() & theirs.tensors.keys():
+        one, other = ours.tensors[name], theirs.tensors[name]
+        if (one.kind, one.shape) != (other.kind, other.shape):
+            unlike.append(f"tensor {name}: {one.kind} {one.shape} and {other.kind} {other.shape}")
+            continue
+        data = [
+            np.fromfile(file.path, np.uint8, tensor.size, offset=tensor.offset)
+            for file, tensor in ((ours, one), (theirs, other))
+        ]
+        if not np.array_equal(data[0], data[1]):
+            unlike.append(f"tensor {name}: {np.count_nonzero(data[0] != data[1])} of {one.size} bytes differ")
+    return sorted(unlike)
