@@ -210,8 +210,7 @@ def _backends(recipe: Recipe, run: Run) -> str:
     for teacher in recipe.teachers:
         require_teacher(teacher)
     require_student(recipe.student)
-    if run.track is not None:
-        require_tracker(run.track)
+    require_tracker(run)
     backends = " and ".join(dict.fromkeys(teacher.backend for teacher in recipe.teachers))
     uses_mlx = "mlx" in (recipe.student.backend, *(teacher.backend for teacher in recipe.teachers))
     slow = "; warning: MLX's own BLAS is slow on Linux, preload OpenBLAS (see the README)"

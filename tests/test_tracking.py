@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from edgedistill.cli import track_option
-from edgedistill.errors import MissingRequirement
+from edgedistill.errors import InvalidInput, MissingRequirement
 from edgedistill.run import Run
 from edgedistill.stages.tracking import TRACKERS, require_tracker, tracked
 from edgedistill.students import TrainStep
@@ -43,10 +43,22 @@ def test_without_a_tool_nothing_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tool_that_is_not_installed_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_that_is_not_installed_is_named_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(TRACKERS, "wandb", ("no_such_library", TRACKERS["wandb"][1]))
     with pytest.raises(MissingRequirement, match="--track wandb needs no_such_library"):
-        require_tracker("wandb")
+        require_tracker(Run(tmp_path, track="wandb"))
+
+
+def test_offline_sends_no_curves_to_a_place_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRACKERS, "trackio", ("pytest", TRACKERS["trackio"][1]))  # any library that is installed
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "somebody/curves")
+    with pytest.raises(InvalidInput, match="TRACKIO_SPACE_ID names a place on the network"):
+        require_tracker(Run(tmp_path, offline=True, track="trackio"))
+    require_tracker(Run(tmp_path, track="trackio"))
 
 
 def test_the_command_line_knows_the_same_tools() -> None:

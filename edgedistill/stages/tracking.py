@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -23,18 +24,17 @@ Log = Callable[[Mapping[str, float], int], None]
 Opened = Callable[[Run], tuple[Log, Callable[[], None]]]
 
 PROJECT = "edgedistill"
+PLACES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
+"""Environment variables by which trackio goes over the network."""
 
 
 def _trackio(run: Run) -> tuple[Log, Callable[[], None]]:
     """Into trackio's database on this machine, unless its own environment variables name a Space or a server."""
     import trackio
 
-    places = [name for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL") if os.environ.get(name)]
-    if run.offline and places:
-        raise InvalidInput(f"--offline: {places[0]} names a place on the network", "Unset it, or leave out --offline.")
     quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
     with redirect_stdout(sys.stderr):  # it greets on standard output, which is for our own
-        trackio.init(project=PROJECT, name=run.path.name, resume="allow", **quiet)
+        trackio.init(project=PROJECT, name=_name(run), resume="allow", **quiet)
 
     def finish() -> None:
         with redirect_stdout(sys.stderr):
@@ -48,9 +48,8 @@ def _wandb(run: Run) -> tuple[Log, Callable[[], None]]:
     import wandb
 
     mode = "offline" if run.offline else None
-    found = wandb.init(
-        project=PROJECT, name=run.path.name, id=run.path.name, resume="allow", mode=mode, dir=str(run.path)
-    )
+    name = _name(run)
+    found = wandb.init(project=PROJECT, name=name, id=name, resume="allow", mode=mode, dir=str(run.path))
     return lambda values, step: found.log(dict(values), step=step), found.finish
 
 
@@ -75,11 +74,24 @@ TRACKERS: dict[str, tuple[str, Opened]] = {
 """By name: the library that it takes, and what opens it."""
 
 
-def require_tracker(name: str) -> None:
-    """Raise MissingRequirement where the tool's library is not installed."""
-    library = TRACKERS[name][0]
+def require_tracker(run: Run) -> None:
+    """Raise MissingRequirement where the library of the run's tool is not installed, InvalidInput where it would send
+    the curves over the network although the run is offline.
+    """
+    if run.track is None:
+        return
+    library = TRACKERS[run.track][0]
     if importlib.util.find_spec(library) is None:
-        raise MissingRequirement(f"--track {name} needs {library}", f"pip install {library}")
+        raise MissingRequirement(f"--track {run.track} needs {library}", f"pip install {library}")
+    named = [name for name in PLACES if os.environ.get(name)]
+    if run.track == "trackio" and run.offline and named:
+        raise InvalidInput(f"--offline: {named[0]} names a place on the network", "Unset it, or leave out --offline.")
+
+
+def _name(run: Run) -> str:
+    """The run's name with the time at which this training began: one that is resumed goes on in its own curve."""
+    started = (run.record("train") or {}).get("started_at") or ""
+    return "-".join(filter(None, (run.path.name, re.sub(r"[^0-9T]", "", started))))
 
 
 @contextmanager
@@ -88,7 +100,7 @@ def tracked(run: Run) -> Iterator[Callable[[TrainStep], None]]:
     if run.track is None:
         yield lambda moment: None
         return
-    require_tracker(run.track)
+    require_tracker(run)
     log, finish = TRACKERS[run.track][1](run)
 
     def passed_on(moment: TrainStep) -> None:
