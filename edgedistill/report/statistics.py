@@ -32,8 +32,8 @@ class Decision:
     """Whether rows lie above a bar on average: "shown", "refuted", or "open".
 
     `p` is the chance of rows at least as good from a candidate that is exactly at the bar, `p_against` of rows at
-    least as bad. `more` is how many further rows like these would decide, in 4 of 5 cases; None where it is decided,
-    and where no number of rows in reach would.
+    least as bad. `more` is about how many further rows like these would decide (aimed at 4 of 5 cases; `make bench
+    ID=A1` tells how often they do); None where it is decided, and where no number of rows in reach would.
     """
 
     verdict: Literal["shown", "refuted", "open"]

@@ -187,7 +187,7 @@ def require_fit(recipe: Recipe, run: Run) -> str:
     """
     profile = load_profile(kept_profiles())
     if profile is None:
-        return f"not predicted: edgedistill fit {recipe.path.parent} takes 20 s once on a machine"
+        return f"not predicted: edgedistill fit {recipe.path.parent} calibrates once, in seconds"
     identity = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
     try:
         shape = shape_of_identity(identity)
