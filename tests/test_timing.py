@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,19 @@ def test_prompts_and_answers_have_the_length_that_is_stated(task: TimingTask) ->
     assert [request["completion_tokens"] for request in requests] == [9, 9]
     with token_counter(task.model, task.preamble) as count:
         assert [request["prompt_tokens"] for request in requests] == [count(prompt) for prompt in fitted[:2]]
+
+
+PEAK = "from edgedistill.hardware import peak_memory; print(peak_memory())"
+
+
+def test_the_peak_of_a_childs_memory_is_its_own_not_that_of_who_started_it() -> None:
+    large = 400 << 20
+    grown = f"import subprocess, sys; held = bytes([1]) * {large}; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    alone, below = (
+        int(subprocess.run([sys.executable, "-c", *code], capture_output=True, text=True, check=True).stdout)
+        for code in ([PEAK], [grown, PEAK])
+    )
+    assert 0 < below < alone + large / 4
 
 
 def test_a_child_that_fails_is_an_error_that_names_the_file(

@@ -14,14 +14,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fake_teacher import collected, install, peak_memory, recipe_in, run_in, write
+from fake_teacher import collected, install, recipe_in, run_in, write
 from measure import finish, note
+
+from edgedistill.hardware import peak_memory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 LARGEST_RATIO = 1.2
 MOST_MEMORY = 1024  # MB
 STAGES = ("prompts", "teach", "curate", "tokens")
+
+
+def megabytes_held() -> float:
+    return peak_memory() / 2**20
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -39,7 +45,7 @@ def one_stage(stage: str, folder: Path) -> dict[str, Any]:
         from edgedistill.students.encode import Encoder
 
         encoder = Encoder(pico_hf_folder(folder / "student"))
-        before, started = peak_memory(), time.monotonic()
+        before, started = megabytes_held(), time.monotonic()
         with TaughtRows(recipe, run, encoder) as taught:
             rows = len(taught.examples("train"))
     else:
@@ -47,7 +53,7 @@ def one_stage(stage: str, folder: Path) -> dict[str, Any]:
 
         install()
         function = getattr(import_module(f"edgedistill.stages.{stage}"), stage)
-        before = peak_memory()
+        before = megabytes_held()
         # what `prompts` keeps is not what the others are given: each of them sees all rows
         name = "first" if stage == "prompts" else stage
         summary = function(recipe, run, run.begin(name, "key", afresh=True), silent)
@@ -55,7 +61,12 @@ def one_stage(stage: str, folder: Path) -> dict[str, Any]:
         rows = {"prompts": lambda: summary["kept"] + summary["dropped"], "teach": lambda: summary["rows"]}.get(
             stage, lambda: summary["prompts"]
         )()
-    return {"rows": rows, "seconds": round(time.monotonic() - started, 1), "before": before, "peak": peak_memory()}
+    return {
+        "rows": rows,
+        "seconds": round(time.monotonic() - started, 1),
+        "before": before,
+        "peak": megabytes_held(),
+    }
 
 
 def measured(rows: int) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,6 @@ must stay under 1.6 a prompt, and memory must not grow by 300 MB while bodies of
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import psutil
 from measure import finish, note
 
 from edgedistill.errors import EdgeDistillError, Stopped
+from edgedistill.hardware import peak_memory
 from edgedistill.recipe import TeacherSettings, TeachSettings
 from edgedistill.records import Completion, Message, Prompt, digest
 from edgedistill.teachers import TeacherTask
@@ -52,12 +52,6 @@ def prompts(rows: int) -> Iterator[Prompt]:
         yield Prompt(digest(number)[:16], (Message("user", f"question {number}"),))
 
 
-def peak_memory() -> float:
-    """The most memory that this process ever had, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def gather(teacher: OpenaiTeacher, rows: int, found: list[Completion]) -> str:
     """Append every answer to `found`; the last words where rows were left without one."""
     try:
@@ -81,7 +75,7 @@ def main() -> None:
         found: list[Completion] = []
         before, started = psutil.Process().memory_info().rss / 2**20, time.monotonic()
         last_words = gather(teacher, rows, found)
-        seconds, grown = time.monotonic() - started, peak_memory() - before
+        seconds, grown = time.monotonic() - started, peak_memory() / 2**20 - before
         seen = stats_of(url)
     own = {prompt.id: f"answer to {prompt.messages[0].content}" for prompt in prompts(rows)}
     times = Counter(one.prompt_id for one in found) + Counter(list(teacher.failures))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -105,12 +104,3 @@ def collected(folder: Path) -> Run:
     (run.begin("prompts", "key", afresh=True) / "prompts.jsonl").write_bytes((folder / "prompts.jsonl").read_bytes())
     run.finish("prompts", "key", {}, 1.0)
     return run
-
-
-def peak_memory() -> float:
-    """The most memory that this program ever had, in MB; where Linux tells, without that of who started it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
