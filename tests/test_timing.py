@@ -85,6 +85,13 @@ def test_prompts_and_answers_have_the_length_that_is_stated(task: TimingTask) ->
         assert [request["prompt_tokens"] for request in requests] == [count(prompt) for prompt in fitted[:2]]
 
 
+def test_forced_tokens_are_skipped_where_that_is_asked_for_and_the_answer_stays(task: TimingTask) -> None:
+    with TimedModel(task) as timed:
+        plain, skipping, again = timed.ask(0), timed.ask(0, jump=True), timed.ask(0)
+    assert plain["completion_tokens"] == skipping["completion_tokens"] == again["completion_tokens"] > 4
+    assert skipping["steps"] < plain["steps"] == again["steps"]
+
+
 PEAK = "from edgedistill.hardware import peak_memory; print(peak_memory())"
 
 

@@ -66,6 +66,8 @@ class BatchEngine:
         self._grammar = grammar
         self._prefix = len(prefix)
         self._group = min(GROUP, settings.slots) if settings.split else 0
+        self.jump = settings.jump
+        """Whether the next requests' forced tokens are appended in one chunk."""
         self.idle_rows = 0
         self.slot_steps = 0
         self._context = Context(
@@ -165,7 +167,7 @@ class BatchEngine:
         sampling = request.sampling
         sample += request.first_sample
         state = self._grammar.begin() if self._grammar and not request.given else None
-        forced = state.forced() if state is not None and self._settings.jump else []
+        forced = state.forced() if state is not None and self.jump else []
         keep = sampling.capture
         return Slot(
             request=request,
@@ -249,7 +251,7 @@ class BatchEngine:
         slot.pending = [token]
         if slot.state is not None:
             slot.state.accept(token)
-            if self._settings.jump:
+            if self.jump:
                 forced = slot.state.forced()
                 slot.answer += forced
                 slot.pending += forced

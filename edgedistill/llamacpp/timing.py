@@ -50,8 +50,6 @@ class TimingTask:
     """What a request finds: the model and what all prompts begin with, the model alone, or (cold) neither."""
     endless: bool = False
     """Every answer has `max_tokens` tokens: an end token ends none, and no schema may."""
-    jump: bool = False
-    """Tokens that the schema forces are appended in one chunk, as `edgedistill answer` does; else each is decoded."""
 
 
 class TimedModel:
@@ -75,18 +73,19 @@ class TimedModel:
     def __exit__(self, *_: object) -> None:
         self._kill()
 
-    def ask(self, number: int) -> dict[str, Any]:
-        """What the prompt of that number took.
+    def ask(self, number: int, jump: bool = False) -> dict[str, Any]:
+        """What the prompt of that number took; with `jump`, tokens that the schema forces are appended in one chunk.
 
         `ttft_ms`, `e2e_ms`: from the text handed in (cold: from the beginning of the load) to the first text and to
-        the last; `tpot_ms`: a step of writing; `prompt_tokens` that were computed, `completion_tokens`.
+        the last; `tpot_ms`: a step of writing; `prompt_tokens` that were computed, `completion_tokens`, and `steps`:
+        calls of llama_decode.
         """
         if self._task.cache == "cold":
             self._open([self._task.prompts[number]])
-            record = self._request(0)
+            record = self._request(0, jump)
             self.close()
             return record
-        return self._request(number)
+        return self._request(number, jump)
 
     def close(self) -> dict[str, Any]:
         """End the child; the record has `peak_memory_bytes`."""
@@ -98,11 +97,11 @@ class TimedModel:
             self._kill()
         return {"peak_memory_bytes": self._peak}
 
-    def _request(self, number: int) -> dict[str, Any]:
+    def _request(self, number: int, jump: bool) -> dict[str, Any]:
         assert self._child is not None
         assert self._child.stdin is not None
         with suppress(BrokenPipeError):  # a child that ended says why in its exit code
-            self._child.stdin.write(f"{number}\n")
+            self._child.stdin.write(f"{number} {int(jump)}\n")
             self._child.stdin.flush()
         return self._read()
 
@@ -120,7 +119,6 @@ class TimedModel:
             "scratch": str(task.scratch) if task.scratch else None,
             "cache": task.cache,
             "endless": task.endless,
-            "jump": task.jump,
         }
         self._child = subprocess.Popen(
             [sys.executable, "-m", "edgedistill.llamacpp.timing"],
@@ -194,7 +192,9 @@ def main() -> None:
         _tell(load)
         while line := sys.stdin.readline():
             asked = begun if task["cache"] == "cold" else time.perf_counter()
-            _tell(_timed(engine, make, task["prompts"][int(line)], asked))
+            number, jump = map(int, line.split())
+            engine.jump = bool(jump)
+            _tell(_timed(engine, make, task["prompts"][number], asked))
     _tell({"peak_memory_bytes": peak_memory()})
 
 
@@ -233,7 +233,7 @@ def _loaded(task: dict[str, Any], begun: float) -> tuple[BatchEngine, Callable[[
         context=len(prefix) + longest,
         threads=task["threads"],
         prefix_cache=PrefixCache(Path(task["scratch"]), task["sha256"]) if task["scratch"] and keeps else None,
-        jump=task["jump"],
+        jump=False,
         flash_attention=flash(AnswererSettings(task["threads"]), Layout(1, split=False)),
         endless=task["endless"],
     )
@@ -256,6 +256,7 @@ def _timed(engine: BatchEngine, make: Callable[[Any], Request], turns: Any, aske
         "tpot_ms": round((ended - first) * 1000 / steps, 3) if steps > 0 else None,
         "prompt_tokens": len(request.tokens),
         "completion_tokens": len(answer.tokens),
+        "steps": engine.steps - before,
     }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from .turns import Contender, Rules, Timed, Timing, fit_together, take_turns
 __all__ = ["Trial", "bench", "compare", "make_trial", "time_all"]
 
 BACKEND_REQUESTS = 20  # of a teacher that is no GGUF: its time is money or patience, and only the median is compared
-WAYS = {"": False, ", forced tokens skipped": True}
 THROUGH_BACKEND = f"through the backend, one at a time, on {BACKEND_REQUESTS} prompts"
 CACHES = {
     "cached-prefix": "the model is loaded, and what all prompts share is kept in the KV cache",
@@ -145,52 +145,52 @@ def compare(result: dict[str, Any], metric: str) -> dict[str, Any]:
 
 def _with_skipping(person: Candidate, trial: Trial, progress: Progress) -> dict[str, Any]:
     """How `edgedistill answer`, which appends forced tokens in one chunk, stands to decoding them one by one."""
-    few = replace(trial, prompts=trial.prompts[: trial.settings.warmup + PAIRS])
-    plan = plan_for(trial.settings.percentile, len(few.prompts) - trial.settings.warmup)
-    rules = Rules(trial.settings, plan, trial.seed, together=True)
-    size = size_of(person.gguf)
-    both = [Contender(f"{person.name}{how}", size, _opener(person, few, jump)) for how, jump in WAYS.items()]
-    plain, skipping = ([record["e2e_ms"] for record in timing.requests] for timing in take_turns(both, rules, progress))
+    warmup, order = trial.settings.warmup, random.Random(trial.seed)
+    pairs = min(PAIRS, len(trial.prompts) - warmup)
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    with TimedModel(_task(person, trial)) as timed:
+        for number in range(warmup + pairs):
+            for jump in order.sample((False, True), 2):
+                taken[jump].append(timed.ask(number, jump)["e2e_ms"])
+                stop_if_asked()
+            progress(f"timing {person.name}, forced tokens skipped", number + 1, warmup + pairs)
+    plain, skipping = taken[False][warmup:], taken[True][warmup:]
     ratio, interval = ratio_of_medians(skipping, plain, trial.seed)
-    return {
-        "e2e_ms": percentiles(skipping),
-        "ratio_of_medians": ratio,
-        "ci95": list(interval),
-        "pairs": len(plain),
-    }
+    return {"e2e_ms": percentiles(skipping), "ratio_of_medians": ratio, "ci95": list(interval), "pairs": pairs}
 
 
-def _opener(person: Candidate, trial: Trial, jump: bool = False) -> Callable[[], Timed]:
+def _opener(person: Candidate, trial: Trial) -> Callable[[], Timed]:
     """What loads the candidate, when its turn comes."""
-    settings = trial.settings
-    schema = None if settings.output_tokens else trial.schema
-    if person.asked is not None:
-        task = StreamingTask(
-            asked=person.asked,
-            preamble=person.preamble,
-            schema=schema,
-            prompts=trial.prompts,
-            max_tokens=trial.max_tokens,
-            endless=settings.output_tokens is not None,
-            reuses_prefix=settings.cache == "cached-prefix",
-        )
-        return partial(StreamedModel, task)
-    return partial(
-        TimedModel,
-        TimingTask(
-            model=person.gguf,
-            preamble=person.preamble,
-            schema=schema,
-            prompts=trial.prompts,
-            max_tokens=trial.max_tokens,
-            threads=trial.threads,
-            gpu_layers=trial.gpu_layers,
-            sha256=person.sha256,
-            scratch=trial.scratch,
-            cache=settings.cache,
-            endless=settings.output_tokens is not None,
-            jump=jump,
-        ),
+    if person.asked is None:
+        return partial(TimedModel, _task(person, trial))
+    endless = trial.settings.output_tokens is not None
+    task = StreamingTask(
+        asked=person.asked,
+        preamble=person.preamble,
+        schema=None if endless else trial.schema,
+        prompts=trial.prompts,
+        max_tokens=trial.max_tokens,
+        endless=endless,
+        reuses_prefix=trial.settings.cache == "cached-prefix",
+    )
+    return partial(StreamedModel, task)
+
+
+def _task(person: Candidate, trial: Trial) -> TimingTask:
+    """What a GGUF is asked."""
+    endless = trial.settings.output_tokens is not None
+    return TimingTask(
+        model=person.gguf,
+        preamble=person.preamble,
+        schema=None if endless else trial.schema,
+        prompts=trial.prompts,
+        max_tokens=trial.max_tokens,
+        threads=trial.threads,
+        gpu_layers=trial.gpu_layers,
+        sha256=person.sha256,
+        scratch=trial.scratch,
+        cache=trial.settings.cache,
+        endless=endless,
     )
 
 
