@@ -16,7 +16,14 @@ from measure import note
 
 __all__ = ["batched_bench", "llama_bench", "tool"]
 
-TARGETS = ("llama-bench", "llama-batched-bench", "llama-server")
+TARGETS = (
+    "llama-bench",
+    "llama-batched-bench",
+    "llama-server",
+    "llama-perplexity",
+    "llama-imatrix",
+    "llama-quantize",
+)
 
 
 def tools_folder() -> Path:
@@ -40,7 +47,7 @@ def build(folder: Path) -> None:
     version = metadata.version("llama-cpp-python")
     folder.mkdir(parents=True, exist_ok=True)
     note(f"building llama.cpp's tools in {folder}")
-    fetched = ["pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-d", str(folder)]
+    fetched = ["pip", "download", "--no-deps", "--no-binary", "llama-cpp-python", "-d", str(folder)]
     subprocess.run([sys.executable, "-m", *fetched, f"llama-cpp-python=={version}"], check=True, stdout=sys.stderr)
     (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
     with tarfile.open(archive) as tar:
