@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInput
+from .sensitive import SECRETS, find
 
 __all__ = ["did_you_mean", "explained", "refuse_secrets"]
-
-SECRET = re.compile(r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,})")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -59,5 +57,5 @@ def refuse_secrets(path: Path, value: Any) -> None:
     if isinstance(value, (dict, list)):
         for item in value.values() if isinstance(value, dict) else value:
             refuse_secrets(path, item)
-    elif isinstance(value, str) and SECRET.search(value):
+    elif isinstance(value, str) and any(one.kind in SECRETS for one in find(value)):
         raise InvalidInput(f"{path}: a value looks like a secret key", "Keep keys in the environment, not in recipes.")
