@@ -23,8 +23,8 @@ from .requests import Request
 
 __all__ = ["AnswerTrie", "BranchEngine", "BranchSettings", "Ranked"]
 
-TOGETHER = 64  # prompts at a time, if they fit a batch; each has a sequence ...
-BRANCHES = 191  # ... and so have the branches that are computed at once: with the prefix, llama.cpp's LLAMA_MAX_SEQ
+TOGETHER = 16  # prompts at a time: every row attends over the cells of all of them; each has a sequence ...
+BRANCHES = 239  # ... and so have the branches that are computed at once: with the prefix, llama.cpp's LLAMA_MAX_SEQ
 BATCH = 2048  # rows of one call
 
 
