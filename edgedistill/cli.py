@@ -342,6 +342,24 @@ def train(recipe: Path, **flags: Any) -> None:
     run_stage(recipe, "train", **flags)
 
 
+@cli.command(
+    help=f"{next(s.help for s in STAGES if s.name == 'prompts')} One stage of RECIPE; or, with --import, "
+    "a FILE's prompts as rows of our own."
+)
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.option("--import", "taken", metavar="FILE", type=click.Path(path_type=Path), help="A file or folder to read.")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="With --import: where the rows go.")
+@click.option("--answers", metavar="FILE", type=click.Path(path_type=Path), help="... and those with an answer.")
+@click.option("--format", "kind", metavar="NAME", help="... how it is to be read; otherwise its rows show it.")
+@click.option("--prompt-column", metavar="NAME", help="... of a table, the column with the prompt.")
+@llama_cpp_option
+@run_options
+def prompts(recipe: Path | None, taken: Path | None, **flags: Any) -> None:
+    from .commands.importing import prompts_command
+
+    prompts_command(recipe, taken, **flags)
+
+
 def add_stage_command(stage: Stage) -> None:
     @cli.command(name=stage.name, help=f"{stage.help} One stage of RECIPE.")
     @recipe_argument

@@ -18,6 +18,7 @@ from .recipe import TABLES, Recipe, load_recipe
 from .records import digest
 from .report.page import write_report
 from .run import Progress, Run, file_sha256, no_room, open_run, orderly_stop, stop_if_asked, whole_file, write_whole
+from .sources import content, text_files
 from .stages import STAGES, Stage
 from .stages.judging import judge_teacher
 from .stages.package import Rejected
@@ -66,7 +67,8 @@ def settings_of(recipe: Recipe, table: str) -> Any:
     """What a table says about what is made, as JSON."""
     if table == "teachers":
         return [teacher.model_dump(mode="json", exclude=REACHED_BY) for teacher in recipe.teachers]
-    return getattr(recipe, table).model_dump(mode="json")
+    found: dict[str, Any] = getattr(recipe, table).deciding()
+    return found
 
 
 def models_of(recipe: Recipe, run: Run, table: str) -> list[str | None]:
@@ -81,8 +83,8 @@ def models_of(recipe: Recipe, run: Run, table: str) -> list[str | None]:
 
 
 def contents(recipe: Recipe, table: str | None) -> dict[str, str]:
-    """The sha256 of each file that a table names."""
-    return {name: file_sha256(path) for name, path in recipe.files(table).items() if path.is_file()}
+    """A digest of the content of each file, or folder of text files, that a table names."""
+    return {name: content(path) for name, path in recipe.files(table).items() if path.exists()}
 
 
 def run_stages(
@@ -176,7 +178,8 @@ def keep_recipe(recipe: Recipe, run: Run) -> None:
             relative = os.path.relpath(path, recipe.path.parent)
             copy = Path(os.path.normpath(kept / relative))
             if not Path(relative).is_absolute() and copy.is_relative_to(run.path / "recipe"):
-                keep_file(path, copy)
+                for file in text_files(path) if path.is_dir() else [path]:
+                    keep_file(file, copy / file.relative_to(path))
     write_whole(run.path / "recipe.toml", recipe.path.read_bytes())
 
 

@@ -19,16 +19,18 @@ from .llamacpp.importer import require_importable
 from .llamacpp.writer import require_writable
 from .models import Identity, check_gguf, identify, vet_licence
 from .recipe import Recipe, TeacherSettings
-from .records import Example, Message, Prompt, iter_prompts, longest_prompt, read_prompts
+from .records import Example, Message, Prompt, read_prompts
 from .report.statistics import fewest_rows
 from .run import Run, free_space
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
+from .sources import is_own
 from .stages.combine import verifier_command
 from .stages.fitting import require_fit
 from .stages.imported import require_prunable
 from .stages.judging import judge_teacher
 from .stages.lengths import require_timed
 from .stages.parity import require_safe_template
+from .stages.prompt_source import longest_source_prompt, prompt_source, source_prompts
 from .stages.prompts import prompts_read
 from .stages.sandbox import confinement, scorer_command
 from .stages.scorers import require_expected
@@ -73,23 +75,24 @@ def _files(recipe: Recipe, run: Run) -> str:
     tables = (None, teachers, "prompts", "teach", "evaluate")
     files = {key: path for table in tables for key, path in recipe.files(table).items()}
     for key, path in files.items():
-        if not path.is_file():
+        if not (path.is_file() or (key == "prompts.file" and path.is_dir())):
             raise InvalidInput(f"{recipe.path}: {key}: no file {path}", "Write the file, or correct the recipe.")
     return f"{len(files)} files"
 
 
 def _prompts(recipe: Recipe, run: Run) -> str:
-    source = recipe.file(recipe.prompts.file)
+    source = prompt_source(recipe)
     count = prompts_read(recipe, run)
     if count is None:  # to read a file of very many rows again, only to find them as they were, takes seconds
-        count = sum(1 for _ in iter_prompts(source))
+        count = sum(1 for _ in source_prompts(recipe))
     if not count:
-        raise InvalidInput(f"{source}: no prompts", "Write at least one row.")
+        raise InvalidInput(f"{source.path}: no prompts", "Write at least one row.")
     shown = [str(len(preamble(recipe, teacher)) // 2) for teacher in recipe.teachers]
     who = "the teacher is shown" if len(shown) == 1 else "the teachers are shown"
     limit = recipe.prompts.limit
     asked = f"{limit} of {count}" if limit is not None and limit < count else str(count)
-    return f"{asked} prompts; {who} {' and '.join(shown)} examples"
+    kind = "" if is_own(source) else f" in {source.path.name} (format {source.format})"
+    return f"{asked} prompts{kind}; {who} {' and '.join(shown)} examples"
 
 
 def _schema(recipe: Recipe, run: Run) -> str:
@@ -151,7 +154,7 @@ def _target_bytes(recipe: Recipe) -> int:
     """Bytes of all distributions, if answers are half as long as they may be; none where none are kept."""
     if recipe.teach.targets == "none":
         return 0
-    prompts = row_count(recipe.file(recipe.prompts.file)) + 1
+    prompts = sum(1 for _ in source_prompts(recipe))
     answers = prompts * recipe.teach.samples * len(recipe.teachers)
     return answers * TARGET_BYTES * recipe.teach.max_tokens // 2
 
@@ -287,7 +290,7 @@ def _student(recipe: Recipe, run: Run) -> str:
     require_safe_template(str(identity.path), template, template, recipe.export.allow_template)
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF{stays}"
-    longest = longest_prompt(recipe.file(recipe.prompts.file))
+    longest = longest_source_prompt(recipe)
     turns = (*longest.messages, Message("assistant", "yes"))
     row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns)))
     if row.start + recipe.teach.max_tokens > recipe.train.max_length:

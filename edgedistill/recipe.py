@@ -24,6 +24,7 @@ from .contract import AcceptSettings, BenchSettings, EvaluateSettings, QuantizeS
 from .errors import InvalidInput
 from .explain import explained, refuse_secrets
 from .learning import StudentSettings, TrainSettings
+from .prompting import PromptsSettings
 from .tables import FILE, Count, Price, RecipeFile, Share, Table
 
 __all__ = [
@@ -74,16 +75,6 @@ class TeacherSettings(Table):
         if (self.backend == "openai") != (self.url is not None):
             raise ValueError("url belongs to the 'openai' backend, which needs it")
         return self
-
-
-class PromptsSettings(Table):
-    """What is asked."""
-
-    file: RecipeFile = "prompts.jsonl"
-    limit: Count | None = None
-    """Read so many of the file's prompts, evenly from all over it."""
-    near_duplicate: Share = 0.9
-    """Prompts at least this similar to an earlier one (Jaccard of character 4-grams) are dropped."""
 
 
 class TeachSettings(Table):

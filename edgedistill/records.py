@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "placed_lines",
     "placed_prompts",
     "prompt_id",
+    "prompt_of",
     "prompt_seed",
     "read_json",
     "read_prompts",
@@ -84,6 +85,8 @@ class Prompt:
     expected: Any = None
     tags: tuple[str, ...] = ()
     must_pass: bool = False
+    lineage: Any = field(default=None, compare=False)
+    """Where it is from: what its row has under `_ed`."""
 
     @property
     def text(self) -> str:
@@ -244,10 +247,11 @@ def sample_of(path: Path, count: int) -> list[str]:
 
 def _prompt_of(path: Path, place: Place, line: bytes) -> Prompt:
     where = f"{path}:{place.line}"
-    return _prompt(where, row_of(where, line))
+    return prompt_of(where, row_of(where, line))
 
 
-def _prompt(where: str, row: dict[str, Any]) -> Prompt:
+def prompt_of(where: str, row: dict[str, Any]) -> Prompt:
+    """The prompt of a row, or InvalidInput that says where and what."""
     unknown = sorted(set(row) - ROW_KEYS)
     if unknown:
         raise InvalidInput(f"{where}: unknown key '{unknown[0]}'", f"A row has {', '.join(sorted(ROW_KEYS))}.")
@@ -267,6 +271,7 @@ def _prompt(where: str, row: dict[str, Any]) -> Prompt:
         expected=row.get("expected"),
         tags=tuple(tags),
         must_pass=row.get("must_pass", False),
+        lineage=row.get("_ed"),
     )
 
 

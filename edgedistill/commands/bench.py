@@ -17,7 +17,7 @@ from ..errors import GateMissed, InvalidInput
 from ..models import check_gguf
 from ..pipeline import load_run
 from ..recipe import Recipe, TeacherSettings, load_recipe
-from ..records import Prompt
+from ..records import Prompt, iter_prompts
 from ..report.summary import document
 from ..report.wording import milliseconds
 from ..run import Run, file_sha256, is_run, orderly_stop
@@ -169,7 +169,7 @@ def _source(
 ) -> Iterable[Prompt] | None:
     """Where the prompts are from; None is the recipe's own."""
     if options.prompts is not None:
-        return distinct([options.prompts])
+        return distinct(iter_prompts(options.prompts))
     if recipe is None and settings.prompt_tokens is None:
         raise InvalidInput(
             f"{target}: whose prompts shall time it?",

@@ -20,6 +20,7 @@ from ..run import Progress, Run, orderly_stop, stop_if_asked
 from ..schema import load_schema
 from ..stages.candidates import teacher_names
 from ..stages.keys import AnswerKeys, given_answers, teacher_identity
+from ..stages.prompt_source import source_prompts
 from ..stages.teach import STORE, prompts_file
 from ..store import Store
 from ..teachers import Teacher, TeacherTask, load_teacher, preamble
@@ -75,15 +76,13 @@ def show_estimate(
         return
     for one in found:
         click.echo("\n".join(_lines(one)))
-    if not _prompts_file(loaded, run)[1]:
+    if not _are_collected(run):
         click.echo("Near-duplicates among the rows are not taken off: edgedistill prompts does that.")
 
 
-def _prompts_file(recipe: Recipe, run: Run) -> tuple[Path, bool]:
-    """What the run's first stage left; before it, the recipe's own prompt file. And which of the two it is."""
-    kept = prompts_file(run)
-    is_kept = bool((run.record("prompts") or {}).get("finished")) and kept.is_file()
-    return (kept if is_kept else recipe.file(recipe.prompts.file)), is_kept
+def _are_collected(run: Run) -> bool:
+    """Whether the run's first stage has left its prompts; before it, the recipe's own are asked."""
+    return bool((run.record("prompts") or {}).get("finished")) and prompts_file(run).is_file()
 
 
 @contextmanager
@@ -147,7 +146,7 @@ def _to_ask(recipe: Recipe, run: Run, keys: AnswerKeys) -> Iterator[Prompt]:
     """The rows that this teacher will be asked: without those whose answers are given, or in the store already."""
     path = run.folder("teach") / STORE
     with Store(path, read_only=True) if path.is_file() else nullcontext() as store:
-        for prompt in iter_prompts(_prompts_file(recipe, run)[0]):
+        for prompt in iter_prompts(prompts_file(run)) if _are_collected(run) else source_prompts(recipe):
             wanted = keys.of(prompt)
             if keys.given(prompt) is None and (store is None or len(store.held(wanted)) < len(wanted)):
                 yield prompt

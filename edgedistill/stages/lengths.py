@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
-from pathlib import Path
+from itertools import chain, islice
 
 from ..contract import BenchSettings
 from ..errors import InvalidInput
 from ..recipe import Recipe
 from ..records import Message, Prompt, iter_prompts, prompt_id
 from .latency import FEWEST, early_stopping, usual_requests
+from .prompt_source import source_prompts
 
 __all__ = ["distinct", "made_up", "most_requests", "of_length", "recipe_prompts", "require_timed", "timed_prompts"]
 
@@ -27,19 +27,18 @@ WORDS = (
 MADE_UP = 40  # words of a made-up prompt, before it has its length
 
 
-def distinct(files: Iterable[Path]) -> Iterator[Prompt]:
-    """Every prompt with words, once, in the order of the files."""
+def distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Every prompt with words, once, in their order."""
     seen: set[str] = set()
-    for path in files:
-        for prompt in iter_prompts(path):
-            if prompt.text.strip() and prompt.id not in seen:
-                seen.add(prompt.id)
-                yield prompt
+    for prompt in prompts:
+        if prompt.text.strip() and prompt.id not in seen:
+            seen.add(prompt.id)
+            yield prompt
 
 
 def recipe_prompts(recipe: Recipe) -> Iterator[Prompt]:
     """A recipe's distinct prompts: those of the eval set, then the others."""
-    return distinct((recipe.file(recipe.evaluate.file), recipe.file(recipe.prompts.file)))
+    return distinct(chain(iter_prompts(recipe.file(recipe.evaluate.file)), source_prompts(recipe)))
 
 
 def made_up(seed: int) -> Iterator[Prompt]:

@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 from ..errors import InvalidInput
 from ..recipe import Recipe
-from ..records import Prompt, iter_prompts, placed_lines, sample_of
-from ..run import Progress, Run, file_sha256
+from ..records import iter_prompts, placed_lines, sample_of
+from ..run import Progress, Run
 from ..similarity import SimilarTexts, in_blocks
+from ..sources import content, is_own
+from .prompt_source import Reading, own_rows, prompt_row, prompt_source
 from .streams import rows_file
 
-__all__ = ["SAMPLED", "prompt_row", "prompts", "prompts_read", "spread"]
+__all__ = ["SAMPLED", "prompts", "prompts_read", "spread"]
 
 Row = TypeVar("Row")
 SAMPLED = 4096  # prompts that the search for similar ones looks at before
@@ -21,15 +23,16 @@ SAMPLED = 4096  # prompts that the search for similar ones looks at before
 
 def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `prompts.jsonl`, and `dropped.jsonl` with what each dropped prompt repeats."""
-    source = recipe.file(recipe.prompts.file)
-    sha256 = file_sha256(source)
-    total = sum(1 for _, line in placed_lines(source) if line.strip())
+    reading = Reading(prompt_source(recipe))
+    sha256 = content(reading.source.path)
     done = kept = 0
     with (
+        own_rows(reading, out) as source,
         SimilarTexts(recipe.prompts.near_duplicate, out, sample_of(source, SAMPLED)) as seen,
         rows_file(out / "prompts.jsonl") as keep,
         rows_file(out / "dropped.jsonl") as drop,
     ):
+        total = sum(1 for _, line in placed_lines(source) if line.strip())
         limit = min(recipe.prompts.limit or total, total)
         for block in in_blocks(spread(iter_prompts(source), total, limit), lambda prompt: prompt.text):
             for prompt, twin in zip(block, seen.screen([(one.id, one.text) for one in block]), strict=True):
@@ -42,8 +45,11 @@ def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
             done += len(block)
             progress("reading prompts", done, limit)
         if not kept:
-            raise InvalidInput(f"{source}: no prompts", "Write at least one row.")
-    return {"kept": kept, "dropped": done - kept, "source_sha256": sha256}
+            raise InvalidInput(f"{reading.source.path}: no prompts", "Write at least one row.")
+    summary: dict[str, Any] = {"kept": kept, "dropped": done - kept, "source_sha256": sha256}
+    if not is_own(reading.source):
+        summary |= {"format": reading.source.format, "skipped": reading.skipped}
+    return summary
 
 
 def spread(rows: Iterable[Row], total: int, count: int) -> Iterator[Row]:
@@ -63,13 +69,5 @@ def prompts_read(recipe: Recipe, run: Run) -> int | None:
     if record is None or not record["finished"]:
         return None
     summary = record["summary"]
-    is_same = summary.get("source_sha256") == file_sha256(recipe.file(recipe.prompts.file))
+    is_same = summary.get("source_sha256") == content(recipe.file(recipe.prompts.file))
     return summary["kept"] + summary["dropped"] if is_same else None
-
-
-def prompt_row(prompt: Prompt) -> dict[str, Any]:
-    """A prompt as a row of a prompt file."""
-    row: dict[str, Any] = {"messages": [message.as_dict() for message in prompt.messages]}
-    if prompt.tags:
-        row["tags"] = list(prompt.tags)
-    return row

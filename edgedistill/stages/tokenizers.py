@@ -13,6 +13,7 @@ from ..records import iter_prompts
 from ..students.alignment import Aligner, require_aligned
 from ..students.same_tokenizer import Difference, answer_end, difference, probe_texts
 from ..students.tokens import Tokens, opened_tokens
+from .prompt_source import source_prompts
 
 __all__ = ["SHOWN", "aligner_between", "require_tokenizers"]
 
@@ -36,7 +37,7 @@ def require_tokenizers(recipe: Recipe, teachers: list[Path | None], student: Pat
     """
     if student is None or None in teachers:
         return "tokenizers are compared when the models are here"
-    prompts = [prompt.text for prompt in islice(iter_prompts(recipe.file(recipe.prompts.file)), SHOWN)]
+    prompts = [prompt.text for prompt in islice(source_prompts(recipe), SHOWN)]
     for teacher in teachers:
         assert teacher is not None
         with opened_tokens(teacher) as theirs, opened_tokens(student) as mine:

@@ -16,6 +16,7 @@ from ..students.alignment import Aligner, require_aligned
 from ..students.encode import Encoder
 from ..teachers.identity import fetch_teacher
 from .imported import base_folder, pruned
+from .prompt_source import source_prompts
 from .scoring import equal
 from .taught import TaughtRows
 from .tokenizers import SHOWN, aligner_between
@@ -49,7 +50,7 @@ def _aligner(recipe: Recipe, run: Run, base: Path, progress: Progress) -> Aligne
         return None
     teacher = fetch_teacher(recipe, recipe.teacher, run.offline, progress).path
     assert teacher is not None, "a server tells no distributions"
-    shown = islice(iter_prompts(recipe.file(recipe.prompts.file)), SHOWN)
+    shown = islice(source_prompts(recipe), SHOWN)
     return aligner_between(teacher, base, (prompt.text for prompt in shown))
 
 

@@ -1,0 +1,139 @@
+"""The prompts that a recipe's file holds, in whatever form: one door for all who read them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInput
+from ..recipe import Recipe
+from ..records import Prompt, longest_prompt, placed_lines, prompt_of, row_of
+from ..run import no_room
+from ..sources import Columns, Found, Source, conversations, is_own, named, recognised
+from ..sources import row as row_of_conversation
+
+__all__ = ["Reading", "longest_source_prompt", "own_rows", "prompt_row", "prompt_source", "source_prompts"]
+
+NAMED = 20  # bad lines that are named one by one
+
+
+def prompt_source(recipe: Recipe) -> Source:
+    """The recipe's file with its format. Raises what `recognised` raises."""
+    settings = recipe.prompts
+    columns = settings.columns.model_dump() if settings.columns is not None else {}
+    return recognised(recipe.file(settings.file), settings.format, Columns(**columns))
+
+
+@dataclass
+class Reading:
+    """One way through a source: its prompts one by one, and what was no prompt."""
+
+    source: Source
+    skipped: int = 0
+    """Lines of a log that are no requests."""
+    bad: int = 0
+    problems: list[str] = field(default_factory=list)
+    """Of the bad ones the first, each with file and line."""
+    _hint: str = ""
+
+    def prompts(self) -> Iterator[Prompt]:
+        """Every prompt; a bad line is noted, and does not stop those after it."""
+        for where, problem, prompt in self._own() if is_own(self.source) else self._others():
+            if prompt is not None:
+                yield prompt
+            elif problem:
+                self.bad += 1
+                if len(self.problems) < NAMED:
+                    self.problems.append(f"{where}: {problem}")
+            else:
+                self.skipped += 1
+
+    def require_good(self) -> None:
+        """Raise InvalidInput where a line was bad, with all of them as far as they are named."""
+        if self.bad:
+            write = f"edgedistill prompts --import {self.source.path} --out FILE"
+            others = f"Mend or remove these lines; or write the others to a file of their own: {write}"
+            raise InvalidInput(named(self.problems, self.bad), self._hint or others)
+
+    def _own(self) -> Iterator[tuple[str, str, Prompt | None]]:
+        for place, line in placed_lines(self.source.path):
+            if not line.strip():
+                continue
+            where = f"{self.source.path}:{place.line}"
+            try:
+                yield where, "", prompt_of(where, row_of(where, line))
+            except InvalidInput as error:
+                self._hint = self._hint or error.hint
+                yield where, error.message.removeprefix(f"{where}: "), None
+
+    def _others(self) -> Iterator[tuple[str, str, Prompt | None]]:
+        for found in conversations(self.source):
+            yield found.where, found.problem, self._prompt(found)
+
+    def _prompt(self, found: Found) -> Prompt | None:
+        if found.conversation is None:
+            return None
+        return prompt_of(found.where, row_of_conversation(found.conversation, found.where, self.source.format))
+
+
+def source_prompts(recipe: Recipe) -> Iterator[Prompt]:
+    """The prompts of the recipe's file, read as they are needed.
+
+    Raises InvalidInput at the end where lines were bad, with file and line of each.
+    """
+    reading = Reading(prompt_source(recipe))
+    yield from reading.prompts()
+    reading.require_good()
+
+
+def longest_source_prompt(recipe: Recipe) -> Prompt:
+    """The first prompt of the longest text. Raises what `source_prompts` raises, and where there is no prompt."""
+    source = prompt_source(recipe)
+    if is_own(source):
+        return longest_prompt(source.path)
+    found = max(source_prompts(recipe), key=lambda prompt: len(prompt.text), default=None)
+    if found is None:
+        raise InvalidInput(f"{source.path}: no prompts", "Write at least one row.")
+    return found
+
+
+@contextmanager
+def own_rows(reading: Reading, out: Path) -> Iterator[Path]:
+    """The source as a file of our own rows: itself where it is one, else a file in `out` that is gone afterwards.
+
+    Raises InvalidInput where lines were bad, Stopped where the disk is full.
+    """
+    if is_own(reading.source):
+        yield reading.source.path
+        return
+    path = out / f"source.partial-{os.getpid()}"
+    try:
+        _write(reading, path)
+        reading.require_good()
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write(reading: Reading, path: Path) -> None:
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for prompt in reading.prompts():
+                file.write(json.dumps(prompt_row(prompt), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise no_room(path, error) from error
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as a row of a prompt file."""
+    row: dict[str, Any] = {"messages": [message.as_dict() for message in prompt.messages]}
+    if prompt.tags:
+        row["tags"] = list(prompt.tags)
+    if prompt.lineage:
+        row["_ed"] = prompt.lineage
+    return row
