@@ -352,6 +352,7 @@ def train(recipe: Path, **flags: Any) -> None:
 @click.option("--answers", metavar="FILE", type=click.Path(path_type=Path), help="... and those with an answer.")
 @click.option("--format", "kind", metavar="NAME", help="... how it is to be read; otherwise its rows show it.")
 @click.option("--prompt-column", metavar="NAME", help="... of a table, the column with the prompt.")
+@click.option("--scrub/--no-scrub", default=None, help="... with personal data replaced.  [default: in logs]")
 @llama_cpp_option
 @run_options
 def prompts(recipe: Path | None, taken: Path | None, **flags: Any) -> None:

@@ -22,6 +22,7 @@ from .sources import content, text_files
 from .stages import STAGES, Stage
 from .stages.judging import judge_teacher
 from .stages.package import Rejected
+from .stages.prompt_source import scrubs
 from .teachers.identity import fetch_teacher, identify_teacher
 
 __all__ = ["STAGES", "RunSettings", "load_run", "run_recipe", "run_stages", "stage_keys"]
@@ -68,6 +69,9 @@ def settings_of(recipe: Recipe, table: str) -> Any:
     if table == "teachers":
         return [teacher.model_dump(mode="json", exclude=REACHED_BY) for teacher in recipe.teachers]
     found: dict[str, Any] = getattr(recipe, table).deciding()
+    if table == "prompts":  # what is done counts, not whether it was asked for
+        found = {key: value for key, value in found.items() if key != "scrub"}
+        return {**found, "scrub": True} if scrubs(recipe) else found
     return found
 
 

@@ -30,6 +30,7 @@ from .stages.imported import require_prunable
 from .stages.judging import judge_teacher
 from .stages.lengths import require_timed
 from .stages.parity import require_safe_template
+from .stages.privacy import require_private
 from .stages.prompt_source import longest_source_prompt, prompt_source, source_prompts
 from .stages.prompts import prompts_read
 from .stages.sandbox import confinement, scorer_command
@@ -371,6 +372,7 @@ Requirement = Callable[[Recipe, Run], str]
 REQUIREMENTS: dict[str, Requirement] = {
     "files": _files,
     "prompts": _prompts,
+    "personal data": require_private,
     "schema": _schema,
     "eval set": _eval,
     "scorer": _scorer,

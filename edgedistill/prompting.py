@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import StrictBool
+
 from .tables import LATER, Count, RecipeFile, Share, Table
 
 __all__ = ["ColumnSettings", "PromptsSettings"]
@@ -33,6 +35,8 @@ class PromptsSettings(Table):
     """How the file is read; left out, its first records show it."""
     columns: Annotated[ColumnSettings | None, LATER] = None
     """For tables: which column is what."""
+    scrub: Annotated[StrictBool | None, LATER] = None
+    """Replace personal data and secrets before a teacher sees them; left out, in logs alone."""
     limit: Count | None = None
     """Read so many of the file's prompts, evenly from all over it."""
     near_duplicate: Share = 0.9

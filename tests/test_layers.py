@@ -20,7 +20,7 @@ FLOORS = (
     {"learning", "contract", "prompting"},
     {"recipe"},
     {"run"},
-    {"store", "chat", "similarity", "schema", "sources"},
+    {"store", "chat", "similarity", "schema", "scrub", "sources"},
     {"models", "llamacpp"},
     {"teachers", "students", "report"},
     {"stages"},

@@ -14,7 +14,8 @@ import click
 from ..errors import InvalidInput
 from ..records import digest
 from ..run import orderly_stop, stop_if_asked
-from ..sources import FORMATS, Columns, Conversation, Found, conversations, is_own, named, recognised, row
+from ..scrub import scrubbed
+from ..sources import FORMATS, Columns, Found, conversations, is_own, named, recognised, row
 from ..stages.streams import rows_file
 from .progress import Bars
 from .run import run_stage
@@ -35,6 +36,8 @@ class ImportOptions:
     answers: Path | None = None
     format: str | None = None
     columns: Columns = field(default_factory=Columns)
+    scrub: bool | None = None
+    """Whether personal data is replaced; None in logs alone."""
 
 
 @dataclass
@@ -44,6 +47,7 @@ class _Counts:
     skipped: int = 0
     bad: int = 0
     problems: list[str] = field(default_factory=list)
+    replaced: Counter[str] = field(default_factory=Counter)
     systems: Counter[str] = field(default_factory=Counter)
     commonest: tuple[str, int] = ("", 0)
 
@@ -74,12 +78,12 @@ def prompts_command(
 
     Raises click's UsageError where the command line asks for both or for neither.
     """
-    answers, kind, column = (flags.pop(key) for key in ("answers", "kind", "prompt_column"))
+    answers, kind, column, scrub = (flags.pop(key) for key in ("answers", "kind", "prompt_column", "scrub"))
     if (recipe is None) == (taken is None):
         raise click.UsageError("Name a RECIPE, or a file with --import.")
     if recipe is not None:
-        if any(option is not None for option in (out, answers, kind, column)):
-            raise click.UsageError("--out, --answers, --format and --prompt-column belong to --import.")
+        if any(option is not None for option in (out, answers, kind, column, scrub)):
+            raise click.UsageError("--out, --answers, --format, --prompt-column and --scrub belong to --import.")
         run_stage(recipe, "prompts", as_json, quiet, **flags)
         return
     if out is None:
@@ -87,7 +91,7 @@ def prompts_command(
     if kind is not None and kind not in FORMATS:
         raise click.UsageError(f"--format is one of {', '.join(FORMATS)}.")
     assert taken is not None
-    import_prompts(taken, ImportOptions(out, answers, kind, Columns(column)), as_json, quiet)
+    import_prompts(taken, ImportOptions(out, answers, kind, Columns(column), scrub), as_json, quiet)
 
 
 def import_prompts(file: Path, options: ImportOptions, as_json: bool, quiet: bool) -> None:
@@ -99,34 +103,39 @@ def import_prompts(file: Path, options: ImportOptions, as_json: bool, quiet: boo
     if is_own(source):
         raise InvalidInput(f"{file}: holds rows of our own already", 'Name it in the recipe: [prompts] file = "...".')
     counts = _Counts()
+    scrubs = options.scrub if options.scrub is not None else source.format == "log"
     answers = nullcontext(None) if options.answers is None else rows_file(options.answers)
     with Bars(quiet) as bars, orderly_stop(), rows_file(options.out) as keep, answers as keep_answer:
         for number, found in enumerate(conversations(source), start=1):
             counts.add(found)
             if found.conversation is not None:
-                keep(row(found.conversation, found.where, source.format))
-                if keep_answer is not None and _is_one_answer(found.conversation):
-                    keep_answer(_answered(found.conversation))
+                made = row(found.conversation, found.where, source.format)
+                if scrubs:
+                    made, replaced = scrubbed(made)
+                    counts.replaced += replaced
+                keep(made)
+                if keep_answer is not None and _is_one_answer(made):
+                    keep_answer(_answered(made))
                     counts.answers += 1
             if number % TOLD_EVERY == 0:
                 bars("importing", number, number)
                 stop_if_asked()
-    _tell(source.format, counts, options, as_json)
+    _tell(source.format, counts, options, scrubs, as_json)
     if counts.bad:
         raise InvalidInput(named(counts.problems, counts.bad), "All other rows are written.")
 
 
-def _is_one_answer(found: Conversation) -> bool:
-    return len(found.answer) == 1 and found.answer[0]["role"] == "assistant"
+def _is_one_answer(made: dict[str, Any]) -> bool:
+    return [turn["role"] for turn in made["_ed"].get("answer", ())] == ["assistant"]
 
 
-def _answered(found: Conversation) -> dict[str, Any]:
+def _answered(made: dict[str, Any]) -> dict[str, Any]:
     """A row for `teach.answers`: the prompt and its answer."""
-    made: dict[str, Any] = {"messages": [*found.messages, *found.answer]}
-    return {**made, "tools": found.tools} if found.tools else made
+    answered: dict[str, Any] = {"messages": [*made["messages"], *made["_ed"]["answer"]]}
+    return {**answered, "tools": made["tools"]} if "tools" in made else answered
 
 
-def _tell(kind: str, counts: _Counts, options: ImportOptions, as_json: bool) -> None:
+def _tell(kind: str, counts: _Counts, options: ImportOptions, scrubs: bool, as_json: bool) -> None:
     system, often = counts.commonest
     if as_json:
         found = {
@@ -136,6 +145,7 @@ def _tell(kind: str, counts: _Counts, options: ImportOptions, as_json: bool) -> 
             "answers": counts.answers,
             "skipped": counts.skipped,
             "bad": counts.bad,
+            "replaced": dict(counts.replaced) if scrubs else None,
             "system_texts": len(counts.systems),
             "commonest_system_text": system,
         }
@@ -146,6 +156,9 @@ def _tell(kind: str, counts: _Counts, options: ImportOptions, as_json: bool) -> 
         click.echo(f"{counts.answers} of them with an answer in {options.answers}")
     if counts.skipped:
         click.echo(f"{counts.skipped} lines of the log are no requests")
+    if scrubs:
+        replaced = ", ".join(f"{count} {kind}" for kind, count in counts.replaced.most_common())
+        click.echo(f"personal data replaced: {replaced or 'none found'}")
     if counts.systems:
         shown = system if len(system) <= SHOWN else f"{system[:SHOWN]}..."
         click.echo(f"{len(counts.systems)} system texts were taken out; teacher.system may hold one. {often} rows had:")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from ..errors import InvalidInput
 from ..recipe import Recipe
 from ..records import Prompt, longest_prompt, placed_lines, prompt_of, row_of
 from ..run import no_room
-from ..sources import Columns, Found, Source, conversations, is_own, named, recognised
+from ..scrub import scrubbed
+from ..sources import Columns, Source, conversations, is_own, named, recognised
 from ..sources import row as row_of_conversation
 
-__all__ = ["Reading", "longest_source_prompt", "own_rows", "prompt_row", "prompt_source", "source_prompts"]
+__all__ = ["Reading", "longest_source_prompt", "own_rows", "prompt_row", "prompt_source", "scrubs", "source_prompts"]
 
 NAMED = 20  # bad lines that are named one by one
 
@@ -29,11 +31,25 @@ def prompt_source(recipe: Recipe) -> Source:
     return recognised(recipe.file(settings.file), settings.format, Columns(**columns))
 
 
+def scrubs(recipe: Recipe) -> bool:
+    """Whether secrets and personal data are replaced: as the recipe says, else in logs, which strangers wrote."""
+    settings = recipe.prompts
+    if settings.scrub is not None or not recipe.file(settings.file).exists():
+        return bool(settings.scrub)
+    return prompt_source(recipe).format == "log"
+
+
 @dataclass
 class Reading:
     """One way through a source: its prompts one by one, and what was no prompt."""
 
     source: Source
+    scrubs: bool = False
+    """Whether secrets and personal data are replaced."""
+    replaced: Counter[str] = field(default_factory=Counter)
+    """How many were, by kind."""
+    touched: int = 0
+    """Prompts in which something was."""
     skipped: int = 0
     """Lines of a log that are no requests."""
     bad: int = 0
@@ -66,19 +82,22 @@ class Reading:
                 continue
             where = f"{self.source.path}:{place.line}"
             try:
-                yield where, "", prompt_of(where, row_of(where, line))
+                yield where, "", self._prompt(where, row_of(where, line))
             except InvalidInput as error:
                 self._hint = self._hint or error.hint
                 yield where, error.message.removeprefix(f"{where}: "), None
 
     def _others(self) -> Iterator[tuple[str, str, Prompt | None]]:
         for found in conversations(self.source):
-            yield found.where, found.problem, self._prompt(found)
+            row = found.conversation and row_of_conversation(found.conversation, found.where, self.source.format)
+            yield found.where, found.problem, self._prompt(found.where, row) if row else None
 
-    def _prompt(self, found: Found) -> Prompt | None:
-        if found.conversation is None:
-            return None
-        return prompt_of(found.where, row_of_conversation(found.conversation, found.where, self.source.format))
+    def _prompt(self, where: str, row: dict[str, Any]) -> Prompt:
+        if self.scrubs:
+            row, counts = scrubbed(row)
+            self.replaced += counts
+            self.touched += bool(counts)
+        return prompt_of(where, row)
 
 
 def source_prompts(recipe: Recipe) -> Iterator[Prompt]:
@@ -86,7 +105,7 @@ def source_prompts(recipe: Recipe) -> Iterator[Prompt]:
 
     Raises InvalidInput at the end where lines were bad, with file and line of each.
     """
-    reading = Reading(prompt_source(recipe))
+    reading = Reading(prompt_source(recipe), scrubs(recipe))
     yield from reading.prompts()
     reading.require_good()
 
@@ -94,7 +113,7 @@ def source_prompts(recipe: Recipe) -> Iterator[Prompt]:
 def longest_source_prompt(recipe: Recipe) -> Prompt:
     """The first prompt of the longest text. Raises what `source_prompts` raises, and where there is no prompt."""
     source = prompt_source(recipe)
-    if is_own(source):
+    if is_own(source) and not scrubs(recipe):
         return longest_prompt(source.path)
     found = max(source_prompts(recipe), key=lambda prompt: len(prompt.text), default=None)
     if found is None:
@@ -108,7 +127,7 @@ def own_rows(reading: Reading, out: Path) -> Iterator[Path]:
 
     Raises InvalidInput where lines were bad, Stopped where the disk is full.
     """
-    if is_own(reading.source):
+    if is_own(reading.source) and not reading.scrubs:
         yield reading.source.path
         return
     path = out / f"source.partial-{os.getpid()}"

@@ -12,7 +12,7 @@ from ..records import iter_prompts, placed_lines, sample_of
 from ..run import Progress, Run
 from ..similarity import SimilarTexts, in_blocks
 from ..sources import content, is_own
-from .prompt_source import Reading, own_rows, prompt_row, prompt_source
+from .prompt_source import Reading, own_rows, prompt_row, prompt_source, scrubs
 from .streams import rows_file
 
 __all__ = ["SAMPLED", "prompts", "prompts_read", "spread"]
@@ -23,7 +23,7 @@ SAMPLED = 4096  # prompts that the search for similar ones looks at before
 
 def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
     """Write `prompts.jsonl`, and `dropped.jsonl` with what each dropped prompt repeats."""
-    reading = Reading(prompt_source(recipe))
+    reading = Reading(prompt_source(recipe), scrubs(recipe))
     sha256 = content(reading.source.path)
     done = kept = 0
     with (
@@ -49,6 +49,8 @@ def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
     summary: dict[str, Any] = {"kept": kept, "dropped": done - kept, "source_sha256": sha256}
     if not is_own(reading.source):
         summary |= {"format": reading.source.format, "skipped": reading.skipped}
+    if reading.scrubs:
+        summary |= {"replaced": dict(reading.replaced), "prompts_with_replacements": reading.touched}
     return summary
 
 
