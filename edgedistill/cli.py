@@ -331,6 +331,22 @@ def teach(recipe: Path, dry_run: bool, export: Path | None, todo: bool, taken: P
     run_stage(recipe, "teach", **flags)
 
 
+@cli.command(help=f"{next(s.help for s in STAGES if s.name == 'curate')} One stage of RECIPE.")
+@recipe_argument
+@click.option("--explain", metavar="ROW", help="Say what each rule says to a row, by its id or its prompt's text.")
+@llama_cpp_option
+@run_options
+def curate(recipe: Path, explain: str | None, **flags: Any) -> None:
+    if explain is not None:
+        from .commands.curate import show_explained
+
+        show_explained(recipe, explain, flags["as_json"], flags["runs"])
+        return
+    from .commands.run import run_stage
+
+    run_stage(recipe, "curate", **flags)
+
+
 @cli.command(help=f"{next(s.help for s in STAGES if s.name == 'train')} One stage of RECIPE.")
 @recipe_argument
 @track_option

@@ -25,7 +25,19 @@ from .errors import InvalidInput
 from .explain import explained, refuse_secrets
 from .learning import StudentSettings, TrainSettings
 from .prompting import PromptsSettings
-from .tables import FILE, Count, Price, RecipeFile, Share, Table
+from .tables import FILE, LATER, Count, Price, RecipeFile, Share, Table
+
+# the rules of `curation.rules` that a recipe may do without
+Rule = Literal[
+    "schema",
+    "refusal",
+    "repetition",
+    "special tokens",
+    "invisible characters",
+    "secret",
+    "personal data",
+    "wrong language",
+]
 
 __all__ = [
     "AcceptSettings",
@@ -141,6 +153,14 @@ class CurateSettings(Table):
     """Share of the kept rows that measures the loss during training, picked by hash."""
     refusals: tuple[str, ...] = ("i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai")
     """Beginnings that mark an answer as a refusal, in lower case."""
+    repetition: Annotated[Share, LATER] = 0.12
+    """An answer that compresses to less than this share of its bytes says the same over and over; 0 does not look."""
+    languages: Annotated[tuple[str, ...], LATER] = ()
+    """ISO 639-1 codes of the languages that answers may be in; empty does not look."""
+    allow: Annotated[tuple[Literal["e-mail", "IBAN", "card", "phone"], ...], LATER] = ()
+    """Kinds of personal data that answers may hold although the prompt does not."""
+    skip: Annotated[tuple[Rule, ...], LATER] = ()
+    """Rules that are not asked."""
 
 
 class ExportSettings(Table):

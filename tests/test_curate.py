@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from pico import silent
 
+from edgedistill.cli import cli
 from edgedistill.errors import EdgeDistillError, InvalidInput
-from edgedistill.recipe import CurateSettings, Recipe, load_recipe
+from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import Completion, json_lines, read_prompts, read_rows
 from edgedistill.run import Run, file_sha256
 from edgedistill.schema import schema_validator
-from edgedistill.stages.curate import curate, is_valid_row, reject, repeats
+from edgedistill.stages.curate import curate, is_valid_row
+from edgedistill.stages.explained import explained
 from edgedistill.stages.keys import row_key
 from edgedistill.stages.prompts import prompts as prompts_stage
 from edgedistill.store import Store
@@ -71,52 +74,6 @@ def kept(out: Path, name: str = "train.jsonl") -> list[str]:
     return [row["messages"][0]["content"] for _, row in read_rows(out / name)]
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (completion(GOOD), None),
-        (completion(GOOD, "length"), "cut off"),
-        (completion(" \n"), "empty"),
-        (completion("not json"), "schema"),
-        (completion('{"a": "1"}'), "schema"),
-        (completion('{"a": NaN}'), "schema"),
-        (completion(r'{"\ud800": 1}'), "schema"),
-        (completion("[" * 100_000), "schema"),
-    ],
-)
-def test_each_fault_of_an_answer_has_its_name(answer: Completion, reason: str | None) -> None:
-    assert reject(answer, CurateSettings(), schema_validator(SCHEMA)) == reason
-
-
-@pytest.mark.parametrize("text", ["I'm sorry, but no.", "As an AI, I cannot do that", "  i can't"])
-def test_a_refusal_is_known_by_its_beginning(text: str) -> None:
-    assert reject(completion(text), CurateSettings(), None) == "refusal"
-    assert reject(completion(f"Well. {text}"), CurateSettings(), None) is None
-
-
-def test_a_recipe_may_name_no_refusals_at_all() -> None:
-    assert reject(completion("I'm sorry"), CurateSettings(refusals=()), None) is None
-
-
-@given(st.text(min_size=1, max_size=20), st.integers(2, 60))
-def test_repeats_never_fails_whatever_the_text(text: str, times: int) -> None:
-    assert repeats(text * times) in (True, False)
-
-
-@pytest.mark.parametrize(
-    ("text", "repeated"),
-    [
-        ("no no no", False),
-        ("no " * 30, True),
-        ("the light is on and " * 10, True),
-        (" ".join(str(number) for number in range(50)), False),
-        ("", False),
-    ],
-)
-def test_only_a_long_text_of_the_same_words_is_a_repetition(text: str, repeated: bool) -> None:
-    assert repeats(text) is repeated
-
-
 def test_rejected_rows_are_kept_in_a_file_with_their_reasons(tmp_path: Path) -> None:
     recipe, run = taught(
         tmp_path,
@@ -142,7 +99,10 @@ def test_rejected_rows_are_kept_in_a_file_with_their_reasons(tmp_path: Path) -> 
     }
     assert kept(out) == ["turn on the light in the kitchen"]
     assert stats["prompts"] == 7 == stats["train"] + stats["valid"] + sum(stats["rejected"].values())
-    assert json.loads((out / "stats.json").read_text(encoding="utf-8")) == stats
+    written = json.loads((out / "stats.json").read_text(encoding="utf-8"))
+    assert {key: value for key, value in written.items() if key != "examples"} == stats
+    assert {reason: len(shown) for reason, shown in written["examples"].items()} == stats["rejected"]
+    assert written["examples"]["schema"][0]["answer"] == "yes"
     twins = {row["_ed"].get("of") for _, row in read_rows(out / "rejected.jsonl")}
     first = next(prompt for prompt in read_prompts(tmp_path / "prompts.jsonl"))
     assert first.id in twins
@@ -286,3 +246,45 @@ def test_a_row_says_where_its_targets_are(tmp_path: Path) -> None:
         found = store.get(own["key"])
     assert found is not None
     assert (found.sample, found.targets, found.text) == (1, b"blob", GOOD)
+
+
+# -- why one row is where it is
+
+
+def test_a_row_is_explained_by_its_id_or_its_text(tmp_path: Path) -> None:
+    answers = {"lock the garage door now": ("no", "stop"), "play some quiet music": (GOOD, "stop")}
+    recipe, run = taught(tmp_path, {**answers, "Play some quiet music!": (GOOD, "stop")})
+    curated(recipe, run)
+    locked, played, again = read_prompts(tmp_path / "prompts.jsonl")
+    found = explained(recipe, run, "Lock the garage door, now!")
+    assert found["id"] == locked.id
+    assert found["answers"][0]["rules"]["schema"] == "it does not match the schema"
+    assert found["answers"][0]["rules"]["empty"] is None
+    assert found["outcome"] == {"file": "rejected.jsonl", "reason": "schema", "what": "it does not match the schema"}
+    assert explained(recipe, run, played.id[:8])["outcome"] == {"file": "train.jsonl"}
+    twin = explained(recipe, run, again.id)["outcome"]
+    assert (twin["reason"], twin["of"], twin["of_text"]) == ("exact duplicate", played.id, played.text)
+
+
+@pytest.mark.parametrize("row", ["no such prompt", "ffffffffffffffff", ""])
+def test_a_row_that_is_not_there_is_not_explained(tmp_path: Path, row: str) -> None:
+    recipe, run = taught(tmp_path, {"lock the garage door now": (GOOD, "stop")})
+    with pytest.raises(InvalidInput, match="no row"):
+        explained(recipe, run, row)
+
+
+def test_the_command_prints_each_rule_and_where_the_row_is(tmp_path: Path) -> None:
+    recipe, run = taught(
+        tmp_path, {"mail the landlord": (GOOD, "stop"), "who is it": ('{"a": 1, "b": "<|eot_id|>"}', "stop")}
+    )
+    recipe_run = Run(tmp_path / "runs" / recipe.name)
+    curated(recipe, run)
+    recipe_run.path.parent.mkdir()
+    run.path.rename(recipe_run.path)
+    asked = ["curate", str(tmp_path), "--runs", str(tmp_path / "runs"), "--explain", "who is it"]
+    shown = CliRunner().invoke(cli, asked)
+    assert shown.exit_code == 0, shown.output
+    assert "special tokens" in shown.output
+    assert "now in rejected.jsonl: special tokens; <|eot_id|> is in its content" in shown.output
+    document = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).output)
+    assert document["outcome"]["reason"] == "special tokens"

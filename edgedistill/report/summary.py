@@ -195,6 +195,7 @@ def _data(run: Run) -> dict[str, Any]:
         "taught": _summary(run, "teach").get("rows"),
         "failed": _summary(run, "teach").get("failed", 0),
         "rejected": stats.get("rejected", {}),
+        "examples": stats.get("examples", {}),
         "train": stats.get("train"),
         "valid": stats.get("valid"),
     }

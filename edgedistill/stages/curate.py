@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..chat import json_instance
+from ..curation import Given, broken_rule
 from ..errors import InvalidInput
-from ..recipe import CurateSettings, Recipe
-from ..records import Completion, Message, Prompt, iter_prompts, json_lines, sample_of
+from ..recipe import Recipe
+from ..records import Message, Prompt, iter_prompts, json_lines, sample_of
 from ..run import Progress, Run, write_whole
 from ..schema import load_schema, schema_validator
+from ..sensitive import masked
 from ..similarity import SimilarTexts, in_blocks
 from .combine import Answered, combined
 from .keys import AnswerKeys
@@ -23,9 +23,10 @@ from .prompts import SAMPLED
 from .streams import rows_file
 from .teach import answers, prompts_file, row_count, taught_keys
 
-__all__ = ["curate", "is_valid_row", "reject", "repeats"]
+__all__ = ["curate", "is_valid_row"]
 
-Validator = Callable[[Any], bool]
+EXAMPLES = 3  # of each reason, in stats.json and in the report
+SHOWN = 300  # characters of each
 Row = tuple[Prompt, list[Answered]]
 
 
@@ -35,6 +36,7 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     keys = taught_keys(recipe, run)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, str]]] = {}
     done = 0
     with ExitStack() as stack:
         screen = _Screen(recipe, run, out, stack)
@@ -45,6 +47,8 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
                     text = given[0].completion.text if given else ""
                     files["rejected"](_row(prompt, text, verdict))
                     reasons[verdict["reason"]] += 1
+                    if reasons[verdict["reason"]] <= EXAMPLES:
+                        examples.setdefault(verdict["reason"], []).append(_example(prompt, text, verdict))
                     continue
                 name = "valid" if is_valid_row(prompt.id, recipe.curate.valid_share) else "train"
                 for one in verdict:
@@ -55,13 +59,19 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     stats = {"prompts": done, "train": counts["train"], "valid": counts["valid"], "rejected": dict(reasons)}
     if not counts["train"]:
         raise InvalidInput("no row is left to learn from", f"Read the reasons in {out / 'rejected.jsonl'}.")
-    write_whole(out / "stats.json", json_lines([stats]))
+    write_whole(out / "stats.json", json_lines([{**stats, "examples": examples}]))
     return stats
 
 
 def _row(prompt: Prompt, answer: str, more: dict[str, Any]) -> dict[str, Any]:
     turns = (*prompt.messages, Message("assistant", answer))
     return {"messages": [turn.as_dict() for turn in turns], "_ed": {"id": prompt.id, **more}}
+
+
+def _example(prompt: Prompt, answer: str, verdict: dict[str, str]) -> dict[str, str]:
+    """A row that was thrown out, in short, for people who look into the report: nothing sensitive is shown there."""
+    shown = {"id": prompt.id, "prompt": masked(prompt.text)[:SHOWN], "answer": masked(answer)[:SHOWN]}
+    return shown | {key: verdict[key] for key in ("what", "of") if key in verdict}
 
 
 def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str, Any]:
@@ -109,46 +119,14 @@ class _Screen:
         chosen = combined(prompt, given, self._settings, self._is_valid, self._folder)
         if isinstance(chosen, str):
             return {"reason": chosen}
-        reasons = [reject(one.completion, self._settings, self._is_valid) for one in chosen]
-        good = [one for one, reason in zip(chosen, reasons, strict=True) if reason is None]
-        return good or {"reason": next(reason for reason in reasons if reason is not None)}
-
-
-def reject(completion: Completion, settings: CurateSettings, is_valid: Validator | None) -> str | None:
-    """Why this completion is no use, or None.
-
-    >>> reject(Completion("1", "Yes, beca", "length", 5, 3, 0.1), CurateSettings(), None)
-    'cut off'
-    >>> reject(Completion("1", "I'm sorry, but no.", "stop", 5, 3, 0.1), CurateSettings(), None)
-    'refusal'
-    """
-    text = completion.text.strip()
-    if completion.finish_reason != "stop":
-        return "cut off"
-    if not text:
-        return "empty"
-    if is_valid is not None and not is_valid(json_instance(text)):
-        return "schema"
-    if text.lower().startswith(settings.refusals):
-        return "refusal"
-    if repeats(text):
-        return "repetition"
-    if completion.answers and max(completion.answers.values()) < settings.confidence:
-        return "low confidence"
-    return None
-
-
-def repeats(text: str) -> bool:
-    """Whether a text of some length says the same few words over and over.
-
-    >>> repeats("the light " * 20)
-    True
-    >>> repeats("Turn on the light in the kitchen, then the one in the hall.")
-    False
-    """
-    words = re.findall(r"\w+", text.lower())
-    triples = list(zip(words, words[1:], words[2:], strict=False))
-    return len(triples) >= 12 and len(set(triples)) < 0.4 * len(triples)
+        good: list[Answered] = []
+        broken: tuple[str, str] | None = None
+        for one in chosen:
+            found = broken_rule(Given(prompt, one.completion, self._is_valid), self._settings)
+            broken = broken or found
+            if found is None:
+                good.append(one)
+        return good if broken is None or good else {"reason": broken[0], "what": broken[1]}
 
 
 def is_valid_row(identity: str, share: float) -> bool:

@@ -1,0 +1,91 @@
+"""Why curate kept or threw out one row: what each rule says to each answer, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..curation import RULES, Given
+from ..errors import InvalidInput
+from ..recipe import Recipe
+from ..records import Prompt, iter_prompts, read_rows
+from ..run import Run
+from ..schema import load_schema, schema_validator
+from ..similarity import normalised
+from .combine import Answered, combined
+from .teach import answers, prompts_file
+
+__all__ = ["explained"]
+
+FEWEST_DIGITS = 4  # of an id that is not given as a whole
+FILES = ("train", "valid", "rejected")
+
+
+def explained(recipe: Recipe, run: Run, row: str) -> dict[str, Any]:
+    """Everything about a row, given by its id, the beginning of it, or the text of its prompt.
+
+    `answers` has of each answer what every rule says, None where it does not object; `combined` what the answers came
+    to; `outcome` where the row is now, with reason. Raises InvalidInput where there is no such row, or several.
+    """
+    wanted = _wanted(run, row)
+    prompt, given = next(one for one in answers(recipe, run) if one[0].id == wanted.id)
+    is_valid = schema_validator(load_schema(recipe))
+    settings = recipe.curate
+
+    def said(one: Answered) -> dict[str, Any]:
+        looked = Given(prompt, one.completion, is_valid)
+        rules = {
+            reason: "not asked" if reason in settings.skip else rule(looked, settings) for reason, rule in RULES.items()
+        }
+        about = {"teacher": one.teacher + 1, "sample": one.completion.sample, "text": one.completion.text}
+        return {**about, "finish_reason": one.completion.finish_reason, "rules": rules}
+
+    chosen = combined(prompt, given, settings, is_valid, recipe.path.parent) if given else "no answer"
+    return {
+        "id": prompt.id,
+        "prompt": prompt.text,
+        "answers": [said(one) for one in given],
+        "combined": chosen if isinstance(chosen, str) else [one.completion.text for one in chosen],
+        "outcome": _outcome(run, prompt.id),
+    }
+
+
+def _wanted(run: Run, row: str) -> Prompt:
+    text = normalised(row)
+    is_id = len(row) >= FEWEST_DIGITS and all(sign in "0123456789abcdef" for sign in row)
+    found = [
+        prompt
+        for prompt in iter_prompts(prompts_file(run))
+        if (is_id and prompt.id.startswith(row)) or normalised(prompt.text) == text
+    ]
+    if not found:
+        raise InvalidInput(
+            f"{prompts_file(run)}: no row '{row}'", "Give the id of a row of prompts.jsonl, or the text of its prompt."
+        )
+    if len(found) > 1:
+        raise InvalidInput(
+            f"'{row}' is the beginning of {len(found)} ids: {', '.join(one.id for one in found[:3])}",
+            "Give more of it.",
+        )
+    return found[0]
+
+
+def _outcome(run: Run, identity: str) -> dict[str, Any]:
+    """Where the row is: the file, and of a rejected one the reason; of another row that it repeats, the text too."""
+    found = next(_rows(run, identity), None)
+    if found is None:
+        return {"file": None}
+    name, own = found
+    outcome: dict[str, Any] = {"file": f"{name}.jsonl"}
+    outcome |= {key: own[key] for key in ("reason", "what", "of") if key in own}
+    if "of" in own:
+        first = (prompt.text for prompt in iter_prompts(prompts_file(run)) if prompt.id == own["of"])
+        outcome["of_text"] = next(first, None)
+    return outcome
+
+
+def _rows(run: Run, identity: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in FILES:
+        path = run.folder("curate") / f"{name}.jsonl"
+        if path.is_file():
+            yield from ((name, row["_ed"]) for _, row in read_rows(path) if row["_ed"]["id"] == identity)
