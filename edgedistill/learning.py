@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
-from .tables import Count, Share, Table
+from .tables import LATER, Count, Share, Table
 
 __all__ = ["StudentSettings", "TrainSettings"]
 
@@ -64,6 +64,8 @@ class TrainSettings(Table):
     """Examples computed at once, whose gradients are added up to a batch; 0 takes what fits into memory."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute activations twice instead of keeping them; `auto` where they would not fit."""
+    compile: Annotated[StrictBool, LATER] = False
+    """For `torch` on CUDA: compile the layers, which takes minutes once and makes each step faster."""
     packing: StrictBool = False
     """Lay the examples of a batch end to end in one sequence, each seeing itself alone, instead of padding them."""
     patience: Annotated[StrictInt, Field(ge=0)] = 0

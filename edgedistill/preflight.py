@@ -213,7 +213,7 @@ def _expected(recipe: Recipe, prompt: Prompt, is_valid: Callable[[object], bool]
 def _backends(recipe: Recipe, run: Run) -> str:
     for teacher in recipe.teachers:
         require_teacher(teacher)
-    require_student(recipe.student)
+    require_student(recipe.student, recipe.train)
     require_tracker(run)
     backends = " and ".join(dict.fromkeys(teacher.backend for teacher in recipe.teachers))
     uses_mlx = "mlx" in (recipe.student.backend, *(teacher.backend for teacher in recipe.teachers))

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"errors"},
     {"bits", "sensitive"},
-    {"records", "targets", "explain", "hardware"},
+    {"records", "targets", "explain", "hardware", "rotations"},
     {"tables"},
     {"learning", "contract", "prompting"},
     {"recipe"},

@@ -25,6 +25,7 @@ from edgedistill.recipe import StudentSettings, TrainSettings
 from edgedistill.students import BACKENDS, Student, TrainingData, TrainStep, load_student
 from edgedistill.students.initial import lora_a
 from edgedistill.students.lessons import hard_lesson
+from edgedistill.students.merge import merge_adapter
 
 SETTINGS = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=4, rank=4, alpha=8.0, checkpoint_steps=2)
 
@@ -79,7 +80,7 @@ def test_mlx_lm_loads_the_adapter_as_it_is(base: Path, tmp_path: Path, method: s
     model.set_dtype(mx.float32)
     rows = [list(row.tokens) for row in examples(3)]
     both = np.stack([np.array(model(mx.array([row]))[0, -1]) for row in rows])
-    student(base).merge(tmp_path / "adapter", tmp_path / "merged")
+    merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
     merged = student(base).logits(tmp_path / "merged", rows)
     assert merged.dtype == np.float32
     assert np.abs(merged - both).max() < 2e-3 * np.abs(both).max()
@@ -129,7 +130,7 @@ def test_a_base_in_4_bits_learns_and_is_merged_on_16(base: Path, tmp_path: Path)
     wanted = SETTINGS.model_copy(update={"method": "qlora", "epochs": 8, "learning_rate": 1e-2})
     student(base).train(data(), wanted, tmp_path, lambda m: steps.append(m) if isinstance(m, TrainStep) else None)
     assert steps[-1].loss < 0.8 * steps[0].loss
-    student(base).merge(tmp_path / "adapter", tmp_path / "merged")
+    merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "merged"))
     adapter = load_file(tmp_path / "adapter" / "adapters.safetensors")
     name = "model.layers.0.mlp.down_proj"

@@ -158,10 +158,18 @@ def test_what_got_no_answer_and_what_is_to_be_known_of_the_answers_is_shown(tmp_
     recipe, run = fabricated_run(tmp_path)
     taught = {**SUMMARIES["teach"], "rows": 2446, "failed": 7, "warnings": ["soft targets carry <rounding>"]}
     run.finish("teach", "key", taught, 1.0)
+    learned = {**SUMMARIES["train"], "rows_by_text": 5, "warnings": ["5 of 90 rows were learned by their text alone"]}
+    run.finish("train", "key", learned, 1.0)
     found = document(recipe, run)
-    assert (found["data"]["failed"], found["warnings"]) == (7, taught["warnings"])
+    assert (found["data"]["failed"], found["warnings"]) == (7, [*taught["warnings"], *learned["warnings"]])
+    assert (found["training"]["rows_by_text"], "warnings" in found["training"]) == (5, False)
     html = page(found, training_points(run))
-    for words in ("answers to them", "got no answer</td><td></td><td>−7", "soft targets carry &lt;rounding&gt;."):
+    for words in (
+        "answers to them",
+        "got no answer</td><td></td><td>−7",
+        "soft targets carry &lt;rounding&gt;.",
+        "5 of 90 rows",
+    ):
         assert words in html, words
 
 

@@ -20,6 +20,7 @@ from edgedistill.recipe import StudentSettings, TrainSettings
 from edgedistill.students import BACKENDS, Exam, TrainingData, TrainStep, load_student
 from edgedistill.students.encode import EncodedExample
 from edgedistill.students.lessons import Lesson, hard_lesson
+from edgedistill.students.merge import merge_adapter
 
 Array = NDArray[Any]
 Curve = tuple[list[float], dict[str, Array]]
@@ -73,7 +74,7 @@ def trained(backend: str, base: Path, out: Path, data: TrainingData, **changes: 
 
     student = load_student(StudentSettings(backend=backend, model=str(base)), base)  # type: ignore[arg-type]
     student.train(data, SETTINGS.model_copy(update=changes), out, report)
-    student.merge(out / "adapter", out / "merged")
+    merge_adapter(base, out / "adapter", out / "merged")
     losses = [step.loss for step in steps] + [step.valid_loss for step in steps if step.valid_loss is not None]
     return losses, weights_in(out / "merged")
 
@@ -201,7 +202,7 @@ def test_an_exam_is_answered_greedily(backend: str, base: Path, tmp_path: Path) 
     exam = Exam([row.tokens[: row.start] for row in rows], END, 5, mark)
     data = TrainingData(rows, (), 3, exam=exam)
     student.train(data, SETTINGS.model_copy(update={"epochs": 1}), tmp_path, report)
-    student.merge(tmp_path / "adapter", tmp_path / "merged")
+    merge_adapter(base, tmp_path / "adapter", tmp_path / "merged")
     assert scores == [0.5]
     for row, answer in zip(rows, given[0], strict=True):
         text = list(row.tokens[: row.start])

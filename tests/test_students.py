@@ -26,6 +26,7 @@ from edgedistill.students import BACKENDS, Estimate, Student, TrainingData, Trai
 from edgedistill.students.adapter import convert_adapter
 from edgedistill.students.batching import epoch_batches, padded_share
 from edgedistill.students.encode import EncodedExample, Encoder
+from edgedistill.students.merge import merge_adapter
 
 LIBRARIES = tuple(library for libraries, _ in BACKENDS.values() for library in libraries)
 SETTINGS = TrainSettings(
@@ -377,7 +378,7 @@ def test_weights_that_are_not_finite_are_not_merged(
 ) -> None:
     base = poisoned(models.student, tmp_path / "base", name, value)
     with pytest.raises(EdgeDistillError, match="not finite"):
-        student_of(backend, base).merge(trained[0] / "adapter", tmp_path / "out")
+        merge_adapter(base, trained[0] / "adapter", tmp_path / "out")
 
 
 # -- merging
@@ -395,7 +396,7 @@ def test_a_merged_folder_computes_as_base_and_adapter_do(
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     student = student_of(backend, models.student)
-    student.merge(trained[0] / "adapter", tmp_path / "out")
+    merge_adapter(models.student, trained[0] / "adapter", tmp_path / "out")
     base = transformers.AutoModelForCausalLM.from_pretrained(models.student, dtype=torch.float32)
     adapter = trained[0] / "adapter"
     if backend == "mlx":
@@ -416,7 +417,7 @@ def test_a_merged_folder_computes_as_base_and_adapter_do(
 def test_a_merged_folder_is_an_ordinary_one(backend: str, models: PicoModels, trained: Trained, tmp_path: Path) -> None:
     from edgedistill.models import check_folder
 
-    student_of(backend, models.student).merge(trained[0] / "adapter", tmp_path / "out")
+    merge_adapter(models.student, trained[0] / "adapter", tmp_path / "out")
     config = check_folder(tmp_path / "out")
     assert config["architectures"] == ["LlamaForCausalLM"]
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -432,7 +433,7 @@ def test_a_full_training_merges_to_what_was_trained(
     wanted = SETTINGS.model_copy(update={"method": "full", "epochs": 3})
     summary = student.train(data_of(encoder), wanted, tmp_path, Steps())
     assert summary["trained_parameters"] > 100_000 / 2
-    student.merge(tmp_path / "adapter", tmp_path / "out")
+    merge_adapter(models.student, tmp_path / "adapter", tmp_path / "out")
     safetensors = pytest.importorskip("safetensors.numpy")
     trained_tensors = safetensors.load_file(tmp_path / "adapter" / "model.safetensors")
     merged = safetensors.load_file(tmp_path / "out" / "model.safetensors")

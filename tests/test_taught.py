@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import read_rows
 from edgedistill.run import Run
 from edgedistill.stages.taught import TaughtRows
+from edgedistill.stages.teach import STORE
+from edgedistill.stages.train import train
 from edgedistill.store import Store
 from edgedistill.students.encode import Encoder
 from edgedistill.targets import decode
@@ -89,6 +93,32 @@ def test_what_was_learned_differs_from_what_the_text_alone_teaches(
     name = Path("adapter") / "adapter_model.safetensors"
     assert (run.folder("train") / name).read_bytes() != (hard.folder("train") / name).read_bytes()
     assert run.summary("train")["steps"] == hard.summary("train")["steps"]
+
+
+def test_rows_of_which_only_the_text_is_there_are_counted(models: PicoModels, tmp_path: Path) -> None:
+    recipe, run = run_until(tmp_path, models, SOFT, "curate")
+    taught = [row["_ed"]["key"] for _, row in read_rows(run.folder("curate") / "train.jsonl")]
+    with closing(sqlite3.connect(run.folder("teach") / STORE)) as store, store:
+        # as a teacher behind a server leaves its answers, beside one that is here
+        store.executemany(
+            "UPDATE answers SET targets = NULL WHERE key = ?", [(bytes.fromhex(key),) for key in taught[:3]]
+        )
+    with TaughtRows(recipe, run, Encoder(models.student)) as rows:
+        examples = rows.examples("train")
+        assert [bool(example.key) for example in examples] == [False] * 3 + [True] * (len(taught) - 3)
+        assert not rows.lesson(examples[0]).rows.is_soft
+    summary = train(recipe, run, tmp_path / "out", silent)
+    assert summary["rows_by_text"] == 3
+    (warning,) = summary["warnings"]
+    assert warning.startswith(f"3 of {len(taught)} rows were learned by their text alone")
+
+
+def test_where_every_row_has_its_distribution_none_is_counted(
+    soft: tuple[Recipe, Run], closed: tuple[Recipe, Run]
+) -> None:
+    for _, run in (soft, closed):
+        summary = run.summary("train")
+        assert (summary["rows_by_text"], summary["warnings"]) == (0, [])
 
 
 @pytest.mark.parametrize(

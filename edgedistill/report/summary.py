@@ -88,7 +88,7 @@ def document(recipe: Recipe, run: Run) -> dict[str, Any]:
         "versions": last.get("versions", {}),
         "stages": [{key: stage[key] for key in ("name", "finished", "seconds", "finished_at")} for stage in stages],
         "data": _data(run),
-        "warnings": _summary(run, "teach").get("warnings", []),
+        "warnings": [warning for stage in ("teach", "train") for warning in _summary(run, stage).get("warnings", [])],
         "training": _training(run),
         "quality": _read(run, "quantize", "quality.json") or {},
         "parity": _read(run, "export", "parity.json") or {},
@@ -202,7 +202,7 @@ def _data(run: Run) -> dict[str, Any]:
 
 
 def _training(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in _summary(run, "train").items() if key != "base"}
+    return {key: value for key, value in _summary(run, "train").items() if key not in ("base", "warnings")}
 
 
 def _teachers(run: Run) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..records import read_prompts
 from ..run import Progress, Run, cores, write_whole
 from ..students import load_student
 from ..students.encode import Encoder
+from ..students.merge import merge_adapter
 from .imported import base_folder
 from .parity import prove_tokens, require_safe_template
 
@@ -34,11 +34,8 @@ def export(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     """
     weights, base = base_folder(recipe, run, progress)
     folder = out / "student"
-    partial = out / f"student.partial-{os.getpid()}"
     progress("merging", 0, 1)
-    student = load_student(recipe.student, base)
-    student.merge(run.folder("train") / "adapter", partial)
-    os.replace(partial, folder)
+    merge_adapter(base, run.folder("train") / "adapter", folder)
     progress("merging", 1, 1)
     require_safe_template(str(folder), folder_template(folder), folder_template(base), recipe.export.allow_template)
     metadata = _metadata(recipe, weights)
@@ -49,7 +46,8 @@ def export(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     parity = prove_tokens(folder, out / F16_NAME, conversations)
     progress("proving", 1, 2)
     rows = [Encoder(folder).prompt(conversation) for conversation in conversations]
-    divergence = kl_divergence(student.logits(folder, rows), next_token_logits(out / F16_NAME, rows, cores()))
+    logits = load_student(recipe.student, base).logits(folder, rows)
+    divergence = kl_divergence(logits, next_token_logits(out / F16_NAME, rows, cores()))
     parity |= {"kl_mean": float(divergence.mean()), "kl_max": float(divergence.max()), "max_kl": recipe.export.max_kl}
     if not run.llama_cpp:
         parity["exact_tokens"] = exact_tokens(folder)  # of any longer text llama.cpp computes something else

@@ -25,7 +25,7 @@ from .teach import STORE
 __all__ = ["TaughtRows", "require_taught"]
 
 ALIGNED = 500  # rows that tell the share of aligned tokens
-PACKING = 2  # raised where the same rows would be encoded otherwise
+PACKING = 3  # raised where the same rows would be encoded otherwise
 
 
 def require_taught(recipe: Recipe) -> str:
@@ -163,13 +163,13 @@ class TaughtRows:
     def _with_targets(self, example: EncodedExample, key: str) -> EncodedExample:
         """The row in the teacher's own tokens, as a text has several spellings, and the token that ends it.
 
-        With another tokenizer, in the student's.
+        With another tokenizer, in the student's. A row without a distribution stays as it is.
         """
-        if self._aligner is not None:
-            return replace(example, key=key)
         targets = self._targets(key)
         if targets is None:
             return example
+        if self._aligner is not None:
+            return replace(example, key=key)
         written = tuple(targets.tokens.tolist())
         ended = written if written[-1:] == (self._end,) else (*written, self._end)
         return replace(example, tokens=example.tokens[: example.start] + ended, key=key)

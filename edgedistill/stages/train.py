@@ -14,6 +14,7 @@ from ..run import Progress, Run
 from ..students import Estimate, Exam, Report, TrainingData, TrainStep, load_student
 from ..students.alignment import Aligner, require_aligned
 from ..students.encode import Encoder
+from ..students.packed import PackedExamples
 from ..teachers.identity import fetch_teacher
 from .imported import base_folder, pruned
 from .prompt_source import source_prompts
@@ -33,14 +34,17 @@ def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
         train, valid = rows.examples("train"), rows.examples("valid")
         data = TrainingData(train, valid, recipe.seed, rows.lesson, _exam(recipe, encoder))
         share = rows.aligned_share(train)
-        warning = None if share is None else require_aligned(share)
+        warnings = [*_by_text(recipe, train), *([] if share is None else [require_aligned(share)])]
         student = load_student(recipe.student, base)
         with tracked(run) as passed_on:
             summary = student.train(data, recipe.train, out, _reporter(progress, passed_on))
     quant = weights.quant if weights.format == "gguf" else None
     source = {"name": weights.name, "sha256": weights.sha256, "source": weights.source, "licence": weights.licence}
+    if recipe.train.loss != "hard":
+        summary = {**summary, "rows_by_text": train.by_text}
     if share is not None:
-        summary = {**summary, "aligned_share": round(share, 4), "warnings": [warning] if warning else []}
+        summary = {**summary, "aligned_share": round(share, 4)}
+    summary = {**summary, "warnings": [warning for warning in warnings if warning]}
     return {**summary, "base": {**source, "imported_from_quant": quant, **pruned(base)}}
 
 
@@ -52,6 +56,16 @@ def _aligner(recipe: Recipe, run: Run, base: Path, progress: Progress) -> Aligne
     assert teacher is not None, "a server tells no distributions"
     shown = islice(source_prompts(recipe), SHOWN)
     return aligner_between(teacher, base, (prompt.text for prompt in shown))
+
+
+def _by_text(recipe: Recipe, train: PackedExamples) -> list[str]:
+    """A warning of rows from which a loss that wants more than text has nothing more."""
+    if recipe.train.loss == "hard" or not train.by_text:
+        return []
+    return [
+        f"{train.by_text:,} of {len(train):,} rows were learned by their text alone: no distribution of the teacher's "
+        "is stored for them"
+    ]
 
 
 def _exam(recipe: Recipe, encoder: Encoder) -> Exam | None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from ..errors import MissingRequirement
+from ..errors import InvalidInput, MissingRequirement
 from ..recipe import StudentSettings, TrainSettings
 from .encode import EncodedExample
 from .lessons import Lesson, hard_lesson
@@ -93,9 +93,6 @@ class Student(Protocol):
     def train(self, data: TrainingData, settings: TrainSettings, out: Path, report: Report) -> dict[str, Any]:
         """Write `adapter/`, resuming from the newest whole checkpoint under `checkpoints/`; return a summary."""
 
-    def merge(self, adapter: Path, out: Path) -> None:
-        """Write base + adapter as a Hugging Face folder with unquantised safetensors."""
-
     def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[Any]:
         """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""
 
@@ -103,12 +100,19 @@ class Student(Protocol):
 Report = Callable[[TrainStep | Estimate], None]
 
 
-def require_student(settings: StudentSettings) -> None:
-    """Raise MissingRequirement where the backend's libraries are not installed."""
+def require_student(settings: StudentSettings, train: TrainSettings | None = None) -> None:
+    """Raise MissingRequirement where the backend's libraries are not installed, or not what the training asks for."""
     libraries, install = BACKENDS[settings.backend]
     for library in libraries:
         if find_spec(library) is None:
             raise MissingRequirement(f"the '{settings.backend}' student needs {library}", f"pip install {install}")
+    if train is not None and train.compile:
+        if settings.backend != "torch":
+            raise InvalidInput(
+                f"train.compile is for the 'torch' student; '{settings.backend}' compiles its steps unasked",
+                "Leave train.compile out.",
+            )
+        import_module(f"{__name__}.torch_compile").require_cuda()
 
 
 def load_student(settings: StudentSettings, base: Path) -> Student:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInput
 from ..llamacpp.weights import SIZES, Tensor, find_tensors, write_safetensors
 from ..llamacpp.writer import IGNORED
+from ..rotations import named_as_before
 from ..run import whole_folder, write_whole
 
 __all__ = ["FolderWeights", "Rows", "base_tensors", "write_folder"]
@@ -64,7 +65,8 @@ def write_folder(out: Path, base: Path, config: dict[str, Any], weights: FolderW
     """
     if out.exists():
         raise InvalidInput(f"{out}: is there already", "Remove it, or name another folder.")
-    config = {**config, "dtype": weights.dtype, "torch_dtype": weights.dtype}  # the new name and the old one
+    both = {"dtype": weights.dtype, "torch_dtype": weights.dtype}  # the new name and the old one
+    config = {**config, **named_as_before(config), **both}
     config.pop("quantization_config", None)
     with whole_folder(out) as folder:
         _write_weights(folder, weights)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ..recipe import TrainSettings
 from . import Report, TrainingData
-from .merge import merge_adapter
 from .mlx_memory import peak_bytes
 from .mlx_model import compute_dtype, loaded, must_be_plain
 from .mlx_session import MlxSession
@@ -53,10 +52,6 @@ class MlxStudent:
             "dtype": str(compute_dtype()).removeprefix("mlx.core."),
             "peak_memory_bytes": peak_bytes(),
         }
-
-    def merge(self, adapter: Path, out: Path) -> None:
-        """Write base + adapter as a Hugging Face folder with 16-bit safetensors; tokenizer files are copied as is."""
-        merge_adapter(self._base, adapter, out)
 
     def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""

@@ -14,6 +14,7 @@ from mlx_lm.utils import load_model
 
 from ..errors import InvalidInput
 from ..records import read_json
+from ..rotations import named_as_before
 from .mlx_head import Head
 
 __all__ = ["Beside", "Opening", "body_of", "compute_dtype", "head_of", "loaded", "must_be_plain", "takes_layouts"]
@@ -40,27 +41,13 @@ def loaded(folder: Path, dtype: mx.Dtype) -> Any:
     Raises InvalidInput where mlx-lm does not know the architecture, or not with this config.
     """
     try:
-        model, _ = load_model(folder, model_config=_named_as_before(read_json(folder / "config.json")))
+        model, _ = load_model(folder, model_config=named_as_before(read_json(folder / "config.json")))
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidInput(f"{folder}: mlx-lm cannot load it: {reason}", OTHER_BACKEND) from error
     model.set_dtype(dtype)
     mx.eval(model.parameters())
     return model
-
-
-def _named_as_before(config: dict[str, Any]) -> dict[str, Any]:
-    """What a config says of rotations in `rope_parameters`, as transformers 5 writes it, under the names before.
-
-    mlx-lm reads these for most architectures, and takes a default where they are missing.
-    """
-    stated = config.get("rope_parameters") or {}
-    if "rope_theta" not in stated:  # also where each kind of layer has its own
-        return {}
-    found = {key: stated[key] for key in ("rope_theta", "partial_rotary_factor") if key in stated}
-    if stated.get("rope_type", "default") != "default":
-        found["rope_scaling"] = stated
-    return {key: value for key, value in found.items() if config.get(key) is None}
 
 
 def body_of(model: Any) -> Any:

@@ -72,7 +72,9 @@ class MlxSession:
     def settle(self, largest: Sequence[Lesson], settled: dict[str, Any] | None) -> tuple[dict[str, Any], Estimate]:
         """See `training.Session`: fewer texts at once, then activations computed twice, until a step fits."""
         settings, length = self._settings, max(map(len, largest))
-        cost, loaded, room = step_cost(self._tried, self._weights, largest[0]), used_bytes(), free_bytes() * ROOM
+        mx.clear_cache()  # of what loading has left: the trial and the steps take their memory from there
+        loaded, room = used_bytes(), free_bytes() * ROOM
+        cost = step_cost(self._tried, self._weights, largest[0])
         if settled is None:
             settled = fitting(settings, settings.batch_size, lambda rows: self._bytes(cost, rows, length), room)
         if settled["recomputed"] and not self._recomputes:

@@ -40,6 +40,11 @@ class PackedExamples(Sequence[EncodedExample]):
         rows = len(self._starts) == len(self._ids) == len(self._more_bounds) - 1 == len(self)
         return rows and len(self._tokens) == self._bounds[-1] and len(self._more) == self._more_bounds[-1]
 
+    @property
+    def by_text(self) -> int:
+        """How many have nothing of the teacher's but its text: neither distributions nor odds."""
+        return int((np.diff(self._more_bounds) == 0).sum())
+
     def __len__(self) -> int:
         return len(self.lengths)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from . import Estimate, Exam, Report, TrainingData
 from .divergence import Divergence
 from .initial import lora_a
 from .lessons import Batch, Lesson, collated, paths
-from .merge import merge_adapter
 from .torch_chunks import with_chunks
+from .torch_compile import compile_layers, require_cuda
 from .torch_head import HeadRows, head_loss
 from .torch_memory import free_bytes, peak_bytes, step_cost, used_bytes
 from .training import ROOM, Loss, fitting, run_training
@@ -65,10 +65,6 @@ class TorchStudent:
         dtype = str(compute_dtype(torch)).removeprefix("torch.")
         return {**summary, "trained_parameters": session.size, "dtype": dtype, "peak_memory_bytes": peak_bytes()}
 
-    def merge(self, adapter: Path, out: Path) -> None:
-        """Write base + adapter as a Hugging Face folder with 16-bit safetensors; tokenizer files are copied as is."""
-        merge_adapter(self._base, adapter, out)
-
     def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""
         torch.set_num_threads(cores())
@@ -86,7 +82,7 @@ class _Session:
 
     def __init__(self, model: Any, settings: TrainSettings, seed: int) -> None:
         self._settings = settings
-        self._rows, self._recomputes = settings.micro_batch, False
+        self._rows, self._recomputes, self._compiles = settings.micro_batch, False, False
         # a layer with a window, or with a state instead of attention, has another mask than ours, and another cache
         layers = getattr(model.config, "layer_types", None) or ()
         self._looks_back_freely = set(layers) <= {"full_attention"}
@@ -108,11 +104,12 @@ class _Session:
         settings, length = self._settings, max(map(len, largest))
         if settings.gradient_checkpointing == "on":
             self._compute_twice()
+        loaded, room = used_bytes(), free_bytes() * ROOM  # before the trial, whose memory is used again
         cost = step_cost(self._model, self._summed, largest[0])
-        loaded, room = used_bytes(), free_bytes() * ROOM
 
         def taken(rows: int) -> int:
-            return cost.bytes(1, rows * length) if settings.packing else cost.bytes(rows, length)
+            adds_up = rows < len(largest)
+            return cost.bytes(1, rows * length, adds_up) if settings.packing else cost.bytes(rows, length, adds_up)
 
         if settled is None:
             settled = fitting(settings, len(largest), taken, room)
@@ -120,6 +117,10 @@ class _Session:
             self._compute_twice()
             cost = step_cost(self._model, self._summed, largest[0])
         self._rows = settled["micro_batch"]
+        if settings.compile:
+            require_cuda()
+            self._compiles = True
+            compile_layers(_backbone_and_head(self._model)[0].layers)
         seconds = cost.seconds_per_token * sum(map(len, largest))
         return settled, Estimate(loaded + taken(self._rows), seconds)
 
@@ -180,7 +181,7 @@ class _Session:
         What all texts begin with, such as the chat template's header, is computed once and shared; its gradient is
         the sum of theirs.
         """
-        shared = batch.shared if self._looks_back_freely and not self._recomputes else 0
+        shared = batch.shared if self._looks_back_freely and not self._recomputes and not self._compiles else 0
         inputs = _inputs(batch, dtype)
         if shared < WORTH_SHARING:
             found: torch.Tensor = backbone(**inputs, use_cache=False).last_hidden_state
@@ -197,7 +198,9 @@ class _Session:
         """Greedy answers to the exam's prompts, as token ids without the end token."""
         self._model.eval()
         found = []
-        with torch.no_grad():
+        # answers grow by a token a time: compiled layers would be compiled anew
+        as_written = torch.compiler.set_stance("force_eager") if self._compiles else nullcontext()
+        with torch.no_grad(), as_written:
             for prompt in exam.prompts:
                 ids = torch.tensor([list(prompt)], device=device(torch))
                 written = self._model.generate(

@@ -31,17 +31,27 @@ Summed = Callable[[Sequence[Lesson]], torch.Tensor]
 class StepCost:
     """What a step takes besides the weights that were loaded."""
 
-    fixed: int
-    """Bytes that any step takes: gradients, moments, logits."""
+    resting: int
+    """Bytes of the optimizer's moments, which stay from step to step."""
+    gradient: int
+    """Bytes of the gradient of all weights that learn."""
+    beside: int
+    """Bytes that any text needs on the way: logits, and what the largest weight that learns takes in passing."""
     per_token: float
     per_pair: float
     """Bytes kept for the backward pass by each token, and by each token for each it may see."""
     seconds_per_token: float
     """Forward and backward, of a short text alone: batches are faster."""
 
-    def bytes(self, rows: int, length: int) -> int:
-        """Bytes of a step on so many texts of so many tokens."""
-        return self.fixed + int(rows * (self.per_token * length + self.per_pair * length**2))
+    def bytes(self, rows: int, length: int, adds_up: bool = False) -> int:
+        """Bytes of a step on so many texts of so many tokens, at its peak: before the way back, or in the update.
+
+        On the way back what was kept makes room for the gradient. Where a batch is computed in parts, whose gradients
+        are added up, that of those before is there too.
+        """
+        kept = int(rows * (self.per_token * length + self.per_pair * length**2))
+        before = kept + (self.gradient if adds_up else 0)
+        return self.resting + self.beside + max(before, self.gradient)
 
 
 def step_cost(model: Any, summed: Summed, lesson: Lesson) -> StepCost:
@@ -69,10 +79,16 @@ def step_cost(model: Any, summed: Summed, lesson: Lesson) -> StepCost:
         torch.autograd.grad(loss, [weight for weight in model.parameters() if weight.requires_grad])
         seconds = time.perf_counter() - started
     per_pair, per_token, constant = np.polyfit(np.array(LENGTHS), np.array(kept, np.float64), 2).tolist()
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    fixed = int(max(0.0, constant)) + 4 * trained * (1 + MOMENTS) + 2 * CHUNK_BYTES
-    heap = HEAP if device(torch) == "cpu" else 1.0
-    return StepCost(fixed, heap * max(0.0, per_token), heap * max(0.0, per_pair), seconds / LENGTHS[-1])
+    sizes_learned = [4 * weight.numel() for weight in model.parameters() if weight.requires_grad]
+    learned, heap = sum(sizes_learned), HEAP if device(torch) == "cpu" else 1.0
+    return StepCost(
+        resting=MOMENTS * learned,
+        gradient=learned,
+        beside=int(max(0.0, constant)) + max(sizes_learned) + 2 * CHUNK_BYTES,
+        per_token=heap * max(0.0, per_token),
+        per_pair=heap * max(0.0, per_pair),
+        seconds_per_token=seconds / LENGTHS[-1],
+    )
 
 
 def used_bytes() -> int:

@@ -13,6 +13,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
 from ..errors import InvalidInput
+from ..records import read_json
+from ..rotations import named_as_before
 from . import TeacherTask
 from .decoder import STEP_LOGITS, STEP_TOKENS, Chunk, Logits, first_line
 from .folder import FolderTeacher
@@ -36,7 +38,8 @@ class MlxDecoder:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self._model, config = load_model(folder)  # runs no code of the folder's
+            rotations = named_as_before(read_json(folder / "config.json"))
+            self._model, config = load_model(folder, model_config=rotations)  # runs no code of the folder's
         except ValueError as error:
             raise InvalidInput(
                 f"{folder}: {first_line(error)}", "Use it with the 'transformers' or 'llamacpp' backend."

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from statistics import fmean
+from typing import Any
 
 from distilling import Trial, Workshop, options, share_equal
 from measure import finish
@@ -46,11 +48,9 @@ def main() -> None:
         return text_lesson(example.id, tokens, example.start, targets, ce_weight=0.0)
 
     ways = {"hard": hard_lesson, "soft": learned(0.0), "mixed": learned(0.5)}
-    results = {
-        way: [shop.result(Trial(way, seed, taught, scored), example) for seed in range(given.seeds)]
-        for way, taught in ways.items()
-        if way in given.ways
-    }
+    results: dict[str, list[dict[str, Any]]] = {way: [] for way in given.ways}
+    for seed, way in product(range(given.seeds), given.ways):  # a stopped measurement has all ways of some seeds
+        results[way].append(shop.result(Trial(way, seed, ways[way], scored), example))
     right = {prompt.id: prompt.expected for prompt in shop.eval}
     teacher = {prompt.id: shop.answer(prompt) for prompt in shop.eval}
     kl = {way: [round(row["loss"], 5) for row in rows] for way, rows in results.items()}
@@ -65,6 +65,7 @@ def main() -> None:
         peer="hard, the same rows and steps",
         unit="seeds with the lower held-out KL",
         n=len(shop.rows),
+        learning_rate=shop.recipe.train.learning_rate,
         steps=results["soft"][0]["steps"],
         kl=kl,
         exact=exact,

@@ -28,6 +28,7 @@ from edgedistill.run import cores
 from edgedistill.students import TrainingData, TrainStep, load_student
 from edgedistill.students.encode import EncodedExample
 from edgedistill.students.lessons import Lesson, hard_lesson, text_lesson
+from edgedistill.students.merge import merge_adapter
 from edgedistill.targets import Targets, top_k
 
 BAR = 0.5
@@ -192,7 +193,7 @@ def teacher(folder: Path, options: argparse.Namespace) -> tuple[Path, dict[str, 
     texts = grammar.texts(options.teacher_texts, source), grammar.texts(256, source)
     base = blank(folder / "blank", TEACHER, 0)
     found = trained(base, folder / "out", texts, settings_of(options, options.teacher_epochs), 0)
-    load_student(StudentSettings(model=str(base)), base).merge(found.adapter, folder / "merged")
+    merge_adapter(base, found.adapter, folder / "merged")
     losses = list(found.losses.values())
     return folder / "merged", {"first": round(losses[0], 4), "last": round(losses[-1], 4)}
 

@@ -27,6 +27,7 @@ from edgedistill.run import cores, file_sha256
 from edgedistill.students import TrainingData, load_student
 from edgedistill.students.encode import EncodedExample, Encoder
 from edgedistill.students.lessons import Lesson, hard_lesson, text_lesson
+from edgedistill.students.merge import merge_adapter
 from edgedistill.students.prune import kept_layers, prune
 from edgedistill.targets import Targets, decode
 from edgedistill.teachers import TeacherTask, load_teacher
@@ -88,7 +89,7 @@ def healed(
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         student.train(TrainingData(train, (), seed, lesson), how, out, lambda moment: None)
-        student.merge(out / "adapter", out / "merged")
+        merge_adapter(base, out / "adapter", out / "merged")
         return perplexity(out / "merged", held_out)
 
 

@@ -36,6 +36,7 @@ from edgedistill.stages.taught import TaughtRows
 from edgedistill.students import TrainingData, TrainStep, load_student
 from edgedistill.students.encode import Encoder
 from edgedistill.students.lessons import answers_lesson, collated
+from edgedistill.students.merge import merge_adapter
 from edgedistill.teachers import TeacherTask, preamble
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "support-triage"
@@ -72,7 +73,7 @@ def trained(recipe: Recipe, run: Run, base: Path, seed: int, out: Path) -> Path:
         with TaughtRows(recipe, run, Encoder(base)) as rows:
             data = TrainingData(rows.examples("train"), (), seed, rows.lesson)
             student.train(data, recipe.train, out, report)
-        student.merge(out / "adapter", out / "merged")
+        merge_adapter(base, out / "adapter", out / "merged")
     return out / "merged"
 
 

@@ -26,6 +26,7 @@ from edgedistill.students import BACKENDS, TrainingData, TrainStep, load_student
 from edgedistill.students import torch as torch_student
 from edgedistill.students.encode import EncodedExample
 from edgedistill.students.lessons import Lesson, hard_lesson
+from edgedistill.students.merge import merge_adapter
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 from pico import pico_hf_folder
@@ -84,7 +85,7 @@ def trained(backend: str, way: Way, base: Path, folder: Path) -> tuple[NDArray[A
 
     student = load_student(StudentSettings(backend=backend, model=str(base)), base)  # type: ignore[arg-type]
     student.train(TrainingData(examples(), (), 3, way.lesson), settings, folder, report)
-    student.merge(folder / "adapter", folder / "merged")
+    merge_adapter(base, folder / "adapter", folder / "merged")
     return np.array([step.loss for step in steps]), load_file(folder / "merged" / "model.safetensors")
 
 

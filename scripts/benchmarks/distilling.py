@@ -34,6 +34,7 @@ from edgedistill.store import Store
 from edgedistill.students import TrainingData, TrainStep, load_student
 from edgedistill.students.encode import EncodedExample, Encoder
 from edgedistill.students.lessons import Lesson
+from edgedistill.students.merge import merge_adapter
 from edgedistill.targets import Targets, decode
 from edgedistill.teachers import TeacherTask, load_teacher, preamble
 
@@ -50,6 +51,7 @@ def options(description: str | None, rows: int, epochs: int, ways: Sequence[str]
     parser.add_argument("--held-out", type=int, default=60, help="commands on which the loss is measured")
     parser.add_argument("--eval", type=int, default=200, help="commands of eval.jsonl that are answered")
     parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--learning-rate", type=float, help="for all ways; by default the recipe's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways[:2])
     return parser.parse_args()
@@ -74,7 +76,12 @@ class Workshop:
             update={
                 "student": recipe.student.model_copy(update={"model": student}),
                 "teach": recipe.teach.model_copy(update={"targets": "top_k"}),
-                "train": recipe.train.model_copy(update={"epochs": given.epochs}),
+                "train": recipe.train.model_copy(
+                    update={
+                        "epochs": given.epochs,
+                        "learning_rate": given.learning_rate or recipe.train.learning_rate,
+                    }
+                ),
             }
         )
         given.work.mkdir(parents=True, exist_ok=True)
@@ -122,7 +129,7 @@ class Workshop:
             student = load_student(self.recipe.student, self.base)
             summary = student.train(data, self.recipe.train, out, _reporter(name))
             shutil.rmtree(out / "student", ignore_errors=True)  # of a measurement that was stopped here
-            student.merge(out / "adapter", out / "student")
+            merge_adapter(self.base, out / "adapter", out / "student")
             write_gguf(out / "student", out / "student.gguf", GgufMetadata(name=name), _silent)
             answers = self._answered(out / "student.gguf")
             seconds = round(time.perf_counter() - started, 1)
@@ -134,7 +141,9 @@ class Workshop:
         return row
 
     def _content(self, trial: Trial) -> list[Any]:
-        return [trial.name, trial.seed, len(self.rows), len(self.held_out), len(self.eval), self.recipe.train.epochs]
+        how = self.recipe.train
+        counts = [len(self.rows), len(self.held_out), len(self.eval)]
+        return [trial.name, trial.seed, *counts, how.epochs, how.learning_rate]
 
     def _asked(self, prompts: Sequence[Prompt]) -> dict[str, Completion]:
         """The teacher's completion of each prompt; those in the store are not asked again."""
