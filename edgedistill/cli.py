@@ -282,6 +282,24 @@ def tune(target: Path, recipe: Path | None, as_json: bool, quiet: bool) -> None:
     tune_target(target, recipe, as_json, quiet)
 
 
+@cli.command(
+    help=f"{next(s.help for s in STAGES if s.name == 'quantize')} TARGET: a recipe, one stage of which is run; or any "
+    "16-bit FILE.gguf. Texts of its task tell what matters in it, and measure what is lost: one half each."
+)
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--types", metavar="TYPE,...", help="For a file: its sizes, or auto.  [default: Q8_0,Q4_K_M]")
+@click.option("--text", type=click.Path(path_type=Path), help="For a file: plain text of its task.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="For a file: chat rows, best with their answers.")
+@click.option("--growth", type=click.FloatRange(1.0, 2.0), help="For a file: move bits, up to so many times the size.")
+@click.option("--out", type=click.Path(path_type=Path), help="For a file: where to write.  [default: beside it]")
+@llama_cpp_option
+@run_options
+def quantize(target: Path, **flags: Any) -> None:
+    from .commands.quantize import quantize_target
+
+    quantize_target(target, **flags)
+
+
 @cli.command(help=f"{next(s.help for s in STAGES if s.name == 'package')} Takes RECIPE, or --verify FOLDER.")
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option(

@@ -4,32 +4,113 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, ValidationError, field_validator, model_validator
 
+from .errors import InvalidInput
 from .explain import did_you_mean
 from .tables import Count, RecipeFile, Table
 
-__all__ = ["QUANT_TYPES", "AcceptSettings", "BenchSettings", "EvaluateSettings", "JudgeSettings", "QuantizeSettings"]
+__all__ = [
+    "NEED_IMPORTANCE",
+    "QUANT_TYPES",
+    "AcceptSettings",
+    "BenchSettings",
+    "EvaluateSettings",
+    "JudgeSettings",
+    "QuantizeSettings",
+]
 
 Bar = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]  # no number of rows shows that all of them always pass
 
-QUANT_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M", "Q2_K")
+QUANT_TYPES = (
+    "Q8_0",
+    "Q6_K",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q5_1",
+    "Q5_0",
+    "Q4_K_M",
+    "Q4_K_S",
+    "Q4_1",
+    "Q4_0",
+    "IQ4_NL",
+    "IQ4_XS",
+    "Q3_K_L",
+    "Q3_K_M",
+    "Q3_K_S",
+    "IQ3_M",
+    "IQ3_S",
+    "IQ3_XS",
+    "IQ3_XXS",
+    "Q2_K",
+    "Q2_K_S",
+    "IQ2_M",
+    "IQ2_S",
+    "IQ2_XS",
+    "IQ2_XXS",
+    "IQ1_M",
+    "IQ1_S",
+)
+NEED_IMPORTANCE = ("IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S")
+"""Types whose mixture has a tensor that llama.cpp quantizes with an importance matrix only."""
+AUTO = ("auto",)
+TRIED = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M")
+"""What `types = "auto"` tries."""
 
 
 class QuantizeSettings(Table):
-    """Which sizes are made."""
+    """Which sizes are made, and how."""
 
     types: Annotated[tuple[str, ...], Field(min_length=1)] = ("Q8_0", "Q4_K_M")
+    """`"auto"` tries some, and keeps those that no other one beats in size, quality and speed together."""
+    imatrix: StrictBool = True
+    """Weigh each weight by how much it matters on rows of the training set."""
+    tensor_types: dict[str, str] | None = None
+    """Regular expressions for names of tensors, and the ggml types that these have in every size."""
+    growth: Annotated[StrictFloat, Field(ge=1.0, le=2.0)] = 1.0
+    """Above 1, bits move to the tensors that matter most, up to so many times the plain type's size."""
+
+    @field_validator("types", mode="before")
+    @classmethod
+    def listed(cls, types: object) -> object:
+        return AUTO if types == "auto" else types
 
     @field_validator("types")
     @classmethod
     def known(cls, types: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(types)) < len(types):
             raise ValueError("a quant type is named twice")
-        for name in types:
+        for name in types if types != AUTO else ():
             if name not in QUANT_TYPES:
                 raise ValueError(f"unknown quant type '{name}'{did_you_mean(name, QUANT_TYPES)}")
         return types
+
+    @model_validator(mode="after")
+    def weighed(self) -> QuantizeSettings:
+        poor = [name for name in self.types if name in NEED_IMPORTANCE]
+        if poor and not self.imatrix:
+            raise ValueError(f"{poor[0]} needs an importance matrix: leave imatrix out")
+        if self.tensor_types and self.growth > 1:
+            raise ValueError("growth finds the tensors' types itself: leave tensor_types or growth out")
+        return self
+
+    @classmethod
+    def of_options(cls, **wanted: object) -> QuantizeSettings:
+        """Settings from a command's options. Raises InvalidInput where they break a rule."""
+        try:
+            return cls.model_validate(wanted)
+        except ValidationError as error:
+            raise InvalidInput(error.errors()[0]["msg"].removeprefix("Value error, "), "Mend the options.") from error
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the measurement decides which types are kept."""
+        return self.types == AUTO
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The types that are made, whether or not they are kept."""
+        return TRIED if self.is_auto else self.types
 
 
 class JudgeSettings(Table):

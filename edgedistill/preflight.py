@@ -33,6 +33,7 @@ from .stages.parity import require_safe_template
 from .stages.privacy import require_private
 from .stages.prompt_source import longest_source_prompt, prompt_source, source_prompts
 from .stages.prompts import prompts_read
+from .stages.quantizing import require_quantizable
 from .stages.sandbox import confinement, scorer_command
 from .stages.scorers import require_expected
 from .stages.taught import require_taught
@@ -318,11 +319,12 @@ def _memory(recipe: Recipe, run: Run) -> str:
 
 
 def estimated_memory(recipe: Recipe, run: Run) -> int:
-    """Bytes at the peak: teacher and student are never in memory together, so the larger of the two."""
+    """Bytes at the peak: of the teacher, of training, or of quantize, where all are over the same tokens at once."""
     student, teachers = _student_size(recipe, run), [_size(teacher) for teacher in _teachers(recipe, run)]
     # float32 weights, and for full fine-tuning gradients and two moments besides
     copies = 4 if recipe.train.method == "full" else 1
-    return max(*(int(size * 1.3) for size in teachers), 2 * student * copies) + GIGABYTE
+    quants = teachers[0] + student + len(recipe.quantize.made) * student // 2
+    return max(*(int(size * 1.3) for size in teachers), 2 * student * copies, quants) + GIGABYTE
 
 
 def estimated_disk(recipe: Recipe, run: Run) -> int:
@@ -332,7 +334,8 @@ def estimated_disk(recipe: Recipe, run: Run) -> int:
     fetched = sum(2 * _size(teacher) for teacher in teachers if not teacher.cached) + (0 if is_there else 2 * student)
     full = 12 * student if recipe.train.method == "full" else 0
     there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
-    made = student * (4 + len(recipe.quantize.types)) + full + _target_bytes(recipe)
+    moved = 2 * student if recipe.quantize.growth > 1 else 0  # mixtures that are tried
+    made = student * (4 + len(recipe.quantize.made)) + moved + full + _target_bytes(recipe)
     return max(0, fetched + made - there)
 
 
@@ -382,6 +385,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "loss": _loss,
     "models": _models,
     "student": _student,
+    "quants": lambda recipe, run: require_quantizable(recipe.quantize),
     "latency": require_fit,
     "licences": _licences,
     "memory": _memory,

@@ -240,6 +240,7 @@ QUALITY = {
         "teacher_f16": {"mean": 0.21, "p99": 2.9, "p999": 6.1, "top1": 0.93},
         "f16_quant": {"mean": 1e-4 * factor, "p99": 1e-3 * factor, "p999": 5e-3 * factor, "top1": 0.998},
         "teacher_quant": {"mean": 0.22, "p99": 3.0, "p999": 6.2, "top1": 0.929},
+        "worst": [{"before": '{"action":', "reference": '"off', "quant": '"on', "kl": 0.03 * factor}],
     }
     for quant, factor in (("Q8_0", 1), ("Q4_K_M", 40))
 }

@@ -281,7 +281,8 @@ def test_the_page_says_what_matters(tmp_path: Path) -> None:
         "A CPU, 2 cores",
         "row by row: shown (p = 0.002).",
         "Against the teacher: −6.7 points (95 % interval −11.3 to −2.7) on 150 rows; right in 0 where it is wrong",
-        "student Q4_K_M: most was lost before quantizing",
+        "student Q4_K_M: quantizing made 2 % of the loss: train more",
+        'behind “…{"action":” 16 bits say “"off”, Q4_K_M “"on”',
         "quantizing: 16-bit student to this0.0040.040.299.8 %",
         "Case by case: what student Q4_K_M gets wrong, first",
     ):

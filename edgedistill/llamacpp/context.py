@@ -42,6 +42,10 @@ class ContextSettings:
     """Rows that llama.cpp computes at once."""
     kv_type: KvType = "f16"
     """How keys and values are kept; `q8_0` needs flash attention."""
+    outputs: int = 0
+    """The most rows of a micro-batch whose logits are wanted, which bounds their buffers; 0 is all."""
+    watch: Any = None
+    """What llama.cpp shows every tensor as it is computed: a `ggml_backend_sched_eval_callback`."""
 
 
 class Context:
@@ -72,6 +76,9 @@ class Context:
         wanted.n_threads = wanted.n_threads_batch = settings.threads
         wanted.flash_attn_type = FLASH[settings.flash_attention]
         wanted.no_perf = True
+        wanted.n_outputs_max = max(settings.outputs, settings.sequences) if settings.outputs else 0
+        if settings.watch is not None:
+            wanted.cb_eval = settings.watch
         handle = self._lib.llama_init_from_model(self._model.handle, wanted)
         if not handle:
             raise EdgeDistillError(

@@ -9,16 +9,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import importlib.util
+import json
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .. import run
+from ..contract import NEED_IMPORTANCE
 from ..errors import EdgeDistillError, InvalidInput, MissingRequirement
 from ..records import FILE_TYPES
 from .child import Ended, end_with_parent, run_child, whole_file
+from .importance import CHUNK, as_structs, read_importance
 
-__all__ = ["quantize"]
+__all__ = ["TENSOR_TYPES", "Mixture", "quantize", "require_types"]
 
 MARK = "error: "
 """What the child puts before llama.cpp's lines of level error."""
@@ -26,15 +32,57 @@ MARK = "error: "
 ERROR_LEVEL = 4
 """GGML_LOG_LEVEL_ERROR."""
 
+INT_OVERRIDE = 0
+"""LLAMA_KV_OVERRIDE_TYPE_INT."""
 
-def quantize(source: Path, out: Path, type_name: str, threads: int) -> None:
+# name -> ggml_type, of what a single tensor may have
+TENSOR_TYPES = {
+    "F16": 1,
+    "BF16": 30,
+    "Q8_0": 8,
+    "Q6_K": 14,
+    "Q5_K": 13,
+    "Q5_1": 7,
+    "Q5_0": 6,
+    "Q4_K": 12,
+    "Q4_1": 3,
+    "Q4_0": 2,
+    "IQ4_NL": 20,
+    "IQ4_XS": 23,
+    "Q3_K": 11,
+    "IQ3_S": 21,
+    "IQ3_XXS": 18,
+    "Q2_K": 10,
+    "IQ2_S": 22,
+    "IQ2_XS": 17,
+    "IQ2_XXS": 16,
+    "IQ1_M": 29,
+    "IQ1_S": 19,
+}
+TENSORS_NEED_IMPORTANCE = ("IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What one type is made with: an importance matrix, and the types of single tensors."""
+
+    importance: Path | None = None
+    """A GGUF file of llama-imatrix's form, of the same model."""
+    tensor_types: Mapping[str, str] = field(default_factory=dict)
+    """A regular expression found in the tensor's name, and the ggml type that it then has; the first one counts.
+
+    llama.cpp takes another type, with larger blocks of its own rule, where the tensor's rows do not divide into blocks.
+    """
+
+
+def quantize(source: Path, out: Path, type_name: str, threads: int, mixture: Mixture = Mixture()) -> None:
     """Write `source`, an F16, BF16 or F32 GGUF, as another type; `out` is whole or not there.
 
-    Raises InvalidInput for an unknown type or where `out` is `source` itself, MissingRequirement without
-    llama-cpp-python, Stopped where the disk is full, EdgeDistillError with llama.cpp's last line otherwise.
+    Raises InvalidInput for an unknown type, for one that needs an importance matrix and has none, or where `out` is
+    `source` itself, MissingRequirement without llama-cpp-python, Stopped where the disk is full, EdgeDistillError with
+    llama.cpp's last line otherwise.
     """
-    if type_name not in FILE_TYPES:
-        raise InvalidInput(f"unknown quant type '{type_name}'", f"Known are {', '.join(FILE_TYPES)}.")
+    require_types(type_name, mixture)
     if not source.is_file():
         raise InvalidInput(f"{source}: not there", "Export the student first.")
     if out.resolve() == source.resolve() or (out.exists() and out.samefile(source)):
@@ -42,9 +90,33 @@ def quantize(source: Path, out: Path, type_name: str, threads: int) -> None:
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingRequirement("quantizing needs llama-cpp-python", "pip install llama-cpp-python")
     with whole_file(out) as partial:
-        ended = run_child(["-m", __name__, str(source), str(partial), type_name, str(threads)])
+        task = {
+            "source": str(source),
+            "out": str(partial),
+            "type": type_name,
+            "threads": threads,
+            "importance": None if mixture.importance is None else str(mixture.importance),
+            "tensor_types": dict(mixture.tensor_types),
+        }
+        ended = run_child(["-m", __name__, json.dumps(task)])
         if ended.code != 0:
             raise _failure(source, out, ended)
+
+
+def require_types(type_name: str, mixture: Mixture) -> None:
+    """Raise InvalidInput where the types are not known, or one needs an importance matrix and has none."""
+    if type_name not in FILE_TYPES:
+        raise InvalidInput(f"unknown quant type '{type_name}'", f"Known are {', '.join(FILE_TYPES)}.")
+    for pattern, kind in mixture.tensor_types.items():
+        if kind not in TENSOR_TYPES:
+            raise InvalidInput(f"'{pattern}': unknown tensor type '{kind}'", f"Known are {', '.join(TENSOR_TYPES)}.")
+    if mixture.importance is not None:
+        return
+    poor = [type_name] * (type_name in NEED_IMPORTANCE) + [
+        kind for kind in mixture.tensor_types.values() if kind in TENSORS_NEED_IMPORTANCE
+    ]
+    if poor:
+        raise InvalidInput(f"{poor[0]} needs an importance matrix", "Give texts of the task, or take a larger type.")
 
 
 def _failure(source: Path, out: Path, ended: Ended) -> EdgeDistillError:
@@ -61,7 +133,7 @@ def _failure(source: Path, out: Path, ended: Ended) -> EdgeDistillError:
     return EdgeDistillError(f"{source}: {what}{last}", f"{memory}llama.cpp's log: {log}")
 
 
-def main(source: str, out: str, type_name: str, threads: str) -> int:
+def main(task: Mapping[str, Any]) -> int:
     """Quantize in this process; llama.cpp's log goes to stderr. Returns the exit code."""
     import llama_cpp
 
@@ -75,11 +147,43 @@ def main(source: str, out: str, type_name: str, threads: str) -> int:
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     settings = llama_cpp.llama_model_quantize_default_params()
-    settings.nthread = int(threads)
-    settings.ftype = FILE_TYPES[type_name]
-    code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(settings))
+    settings.nthread = int(task["threads"])
+    settings.ftype = FILE_TYPES[task["type"]]
+    kept = [_with_importance(llama_cpp, settings, task["importance"])]
+    kept.append(_with_tensor_types(llama_cpp, settings, task["tensor_types"]))
+    code = llama_cpp.llama_model_quantize(os.fsencode(task["source"]), os.fsencode(task["out"]), ctypes.byref(settings))
+    del kept
     return 1 if code else 0
 
 
+def _with_importance(lib: Any, settings: Any, path: str | None) -> Any:
+    """Hand the importance matrix over; what is returned must live as long as the settings."""
+    if path is None:
+        return None
+    importance = read_importance(Path(path))
+    rows, kept = as_structs(lib, importance)
+    settings.imatrix = ctypes.cast(rows, type(settings.imatrix))
+    # what llama-quantize notes: https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/quantize.cpp
+    notes = (lib.llama_model_kv_override * 3)()
+    for note, key, value in zip(
+        notes, ("entries_count", "chunks_count"), (len(importance.sums), -(-importance.rows // CHUNK)), strict=False
+    ):
+        note.tag, note.key = INT_OVERRIDE, f"quantize.imatrix.{key}".encode()
+        note.value.val_i64 = value
+    settings.kv_overrides = ctypes.cast(notes, type(settings.kv_overrides))
+    return rows, kept, notes
+
+
+def _with_tensor_types(lib: Any, settings: Any, tensor_types: Mapping[str, str]) -> Any:
+    """Hand the single tensors' types over; what is returned must live as long as the settings."""
+    if not tensor_types:
+        return None
+    rows = (lib.llama_model_tensor_override * (len(tensor_types) + 1))()
+    for row, (pattern, kind) in zip(rows, tensor_types.items(), strict=False):
+        row.pattern, row.type = pattern.encode(), TENSOR_TYPES[kind]
+    settings.tt_overrides = ctypes.cast(rows, type(settings.tt_overrides))
+    return rows
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(json.loads(sys.argv[1])))

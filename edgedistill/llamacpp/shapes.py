@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import EdgeDistillError, InvalidInput
 from ..records import FILE_TYPES, read_json
 from . import architectures
+from .blocks import quantized_rows
 from .model import load_llama_cpp
 from .reader import read_gguf
 
@@ -228,18 +229,8 @@ def _data(tiles: dict[str, bytes], kind: str, size: int, is_vector: bool) -> byt
 def _quantized(values: Any, kind: str) -> bytes:
     """The numbers in a type of llama.cpp, by ggml's own code."""
     import numpy as np
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if kind in ("F32", "F16"):
         return bytes(values.astype(_dtype(kind)).tobytes())
-    from llama_cpp import _ggml
-
-    number = GGMLQuantizationType[kind]
-    block, width = GGML_QUANT_SIZES[number]
-    out = np.zeros(values.size // block * width, np.uint8)
-    quantize = _ggml.libggml.ggml_quantize_chunk
-    quantize.restype = ctypes.c_size_t
-    quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *([ctypes.c_int64] * 3), ctypes.c_void_p]
     importance = np.ones(ROW, np.float32)  # that the smallest types ask for
-    quantize(number.value, values.ctypes.data, out.ctypes.data, 0, values.size // ROW, ROW, importance.ctypes.data)
-    return out.tobytes()
+    return quantized_rows(values.reshape(-1, ROW), kind, importance).tobytes()

@@ -89,24 +89,35 @@ FIGURES = ("mean", "p99", "p999", "top1")
 
 
 def losses(quality: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each quant has lost, step by step: the quant, and the figures of each step that was measured."""
+    """What each quant has lost, step by step: the quant, the figures of each step that was measured, what they say."""
     found = []
     for quant, one in quality.items():
         measured = {what: one[key] for key, what in STEPS.items() if key in one}
         steps = [{"what": what, **{name: kl.get(name) for name in FIGURES}} for what, kl in measured.items()]
-        found.append({"quant": quant, "steps": steps, "advice": _advice(one)})
+        worst = one.get("worst", [])[:SHOWN_WORST]
+        found.append({"quant": quant, "steps": steps, "advice": _advice(one), "worst": worst})
     return [one for one in found if one["steps"]]
+
+
+SHOWN_WORST = 3
+"""Tokens of each quant that are quoted."""
+
+SMALL, LARGE = 0.2, 0.5
+"""Shares of the whole loss up to which, and from which on, quantizing is not or is what to mend."""
 
 
 def _advice(one: dict[str, Any]) -> str:
     """Which step to mend first, where both were measured."""
-    trained, quantized = one.get("teacher_f16"), one.get("f16_quant")
-    if not trained or not quantized:
+    trained, quantized = one.get("teacher_f16") or {}, one.get("f16_quant") or {}
+    if "mean" not in trained or "mean" not in quantized:
         return ""
     share = quantized["mean"] / ((trained["mean"] + quantized["mean"]) or 1)
-    if share < 0.2:
-        return "most was lost before quantizing: more or better training data would help, more bits would not"
-    return "much was lost by quantizing: try a larger type" if share > 0.5 else "both steps lost a part"
+    lost = f"quantizing made {percent(round(share, 2))} of the loss"
+    if share < SMALL:
+        return f"{lost}: train more, or on more or better rows; more bits would change little"
+    if share > LARGE:
+        return f"{lost}: quantize less; a larger type would help more than training"
+    return f"{lost}: both a larger type and more training would help"
 
 
 def _named(document: dict[str, Any], name: str | None) -> dict[str, Any] | None:

@@ -104,7 +104,7 @@ def training_points(run: Run) -> list[dict[str, Any]]:
 
 def _judged(candidates: list[dict[str, Any]], rows: Sequence[Row], recipe: Recipe) -> Judgement:
     """The verdict over the teacher and those students that may be packaged: the quants that the recipe asks for."""
-    asked = [one for one in candidates if one["kind"] != "student" or one["quant"] in recipe.quantize.types]
+    asked = [one for one in candidates if one["kind"] != "student" or one["quant"] in recipe.quantize.made]
     return judge(asked, rows, recipe.accept, recipe.bench)
 
 

@@ -3,47 +3,66 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..chat import with_system
-from ..llamacpp.probe import kl_divergence, next_token_logits
-from ..llamacpp.quantize import quantize as quantize_gguf
+from ..llamacpp.comparison import Comparison, Side, compare
+from ..llamacpp.divergence import Divergence
 from ..recipe import Recipe
-from ..records import read_prompts
-from ..run import Progress, Run, cores, stop_if_asked, write_whole
+from ..run import Progress, Run, cores, write_whole
 from ..students.encode import Encoder
 from .export import F16_NAME
+from .held_out import WORST, HeldOut, held_out, quoted, told_by
+from .quantizing import QuantizingTask, make, pick
 
 __all__ = ["quantize"]
 
-PROBES = 32
-
 
 def quantize(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
-    """Write `<name>-<QUANT>.gguf` for each type, and `quality.json` with the divergence from the 16-bit student."""
+    """Write `<name>-<QUANT>.gguf` for each type, and `quality.json`: how far teacher, student and quants are apart.
+
+    The importance matrix that they were made with is left as `imatrix.gguf`.
+    """
     source = run.folder("export") / F16_NAME
     encoder = Encoder(run.folder("export") / "student")
-    prompts = read_prompts(run.folder("prompts") / "prompts.jsonl")[:PROBES]
-    rows = [encoder.prompt(with_system(recipe.student.system, prompt.messages)) for prompt in prompts]
-    reference = next_token_logits(source, rows, cores())
-    files, quality = {}, {}
-    for number, name in enumerate(recipe.quantize.types, start=1):
-        stop_if_asked()
-        path = out / f"{recipe.name}-{name}.gguf"
-        quantize_gguf(source, path, name, cores())
-        logits = next_token_logits(path, rows, cores())
-        kl = kl_divergence(reference, logits)
-        same = float(np.mean(reference.argmax(axis=1) == logits.argmax(axis=1)))
+    rows = held_out(recipe, run, encoder, progress)
+    task = QuantizingTask(source, out / recipe.name, recipe.quantize, rows.learnt, "rows of the training set")
+    made = make(task, progress)
+    quality = measured(source, {name: one.path for name, one in made.items()}, rows, encoder, progress)
+    for name, one in made.items():
+        quality[name]["tensor_types"] = dict(one.tensor_types)
+    if recipe.quantize.is_auto:
+        made = pick(made, quality)
+    write_whole(out / "quality.json", json.dumps(quality, indent=1, ensure_ascii=False).encode())
+    figures = {name: {key: quality[name][key] for key in ("bytes", "f16_quant")} for name in made}
+    return {"files": {name: one.path.name for name, one in made.items()}, "quality": figures}
+
+
+def measured(
+    source: Path, made: Mapping[str, Path], rows: HeldOut, encoder: Encoder, progress: Progress
+) -> dict[str, Any]:
+    """What each quant has lost on the held-out rows, and where: all models go over the same tokens in one pass."""
+    teacher, texts = rows.teacher, rows.texts
+    sides = [Side(path, texts) for path in (source, *made.values())]
+    quants = range(1, len(sides))
+    pairs = [(0, quant) for quant in quants]
+    if teacher.model is not None:
+        sides.append(Side(teacher.model, teacher.texts))
+        pairs += [(len(sides) - 1, student) for student in range(len(made) + 1)]
+    kept_for = list(range(len(made) + 1)) if teacher.kept else []
+    found = compare(sides, Comparison(pairs, kept_for, teacher.kept), cores(), progress)
+    lost, from_teacher = found.pairs[: len(made)], [*found.pairs[len(made) :], *found.kept]
+    quality, ids = {}, [row.example.id for row in rows.rows]
+    for number, (name, path) in enumerate(made.items()):
+        steps: dict[str, Divergence] = {"f16_quant": lost[number]}
+        if from_teacher:
+            steps = {"teacher_f16": from_teacher[0], **steps, "teacher_quant": from_teacher[number + 1]}
         quality[name] = {
-            "kl_mean": float(kl.mean()),
-            "top1_agreement": same,
             "bytes": path.stat().st_size,
-            "f16_quant": {"mean": float(kl.mean()), "p99": float(np.quantile(kl, 0.99)), "top1": same},
+            "rows": len(rows.rows),
+            "of": rows.of,
+            **{step: one.summary() for step, one in steps.items()},
+            "worst": quoted(lost[number], texts, ids, told_by(encoder), WORST),
         }
-        files[name] = path.name
-        progress("quantizing", number, len(recipe.quantize.types))
-    write_whole(out / "quality.json", json.dumps(quality, indent=1).encode())
-    return {"files": files, "quality": quality}
+    return quality

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..chat import with_system
 from ..errors import InvalidInput
 from ..recipe import Recipe, TrainSettings
-from ..records import Example, digest, messages_of, read_rows
+from ..records import Example, Message, digest, messages_of, placed_lines, read_rows
 from ..run import Run, file_sha256
 from ..schema import kept_answers, load_schema
 from ..store import Store
@@ -22,8 +22,9 @@ from ..targets import Targets, decode
 from ..teachers import BACKENDS
 from .teach import STORE
 
-__all__ = ["TaughtRows", "require_taught"]
+__all__ = ["SampledRow", "TaughtRows", "require_taught"]
 
+SHORT = 32  # tokens; a row of a sample is taken to have as many at least
 ALIGNED = 500  # rows that tell the share of aligned tokens
 PACKING = 3  # raised where the same rows would be encoded otherwise
 
@@ -58,6 +59,14 @@ def require_taught(recipe: Recipe) -> str:
             'Write targets = "top_k" in [teach], or leave train.divergence and train.temperature out.',
         )
     return f"{how}: the teacher's {recipe.teach.targets} distributions"
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRow:
+    """A curated row: its messages without any system text, and its token ids as the student sees them."""
+
+    messages: tuple[Message, ...]
+    example: EncodedExample
 
 
 class TaughtRows:
@@ -102,14 +111,24 @@ class TaughtRows:
             self._store is None,
             self._aligner is None,
         )
-        return packed(self._scratch / path.stem / key[:16], self._encoded(path))
+        return packed(self._scratch / path.stem / key[:16], (row.example for row in self._encoded(path)))
+
+    def sample(self, name: str, tokens: int) -> list[SampledRow]:
+        """Some rows of `train` or `valid` from all over the file, of about so many tokens together at most."""
+        path = self._rows / f"{name}.jsonl"
+        every = max(1, -(-sum(1 for _ in placed_lines(path)) * SHORT // tokens))
+        found = list(self._encoded(path, every))
+        wanted = sum(len(row.example.tokens) for row in found) / tokens
+        if wanted <= 1:
+            return found
+        return [found[int(place * wanted)] for place in range(int(len(found) / wanted))]
 
     def lesson(self, example: EncodedExample) -> Lesson:
         """What an encoded row teaches."""
         if example.answers:
             return answers_lesson(example.id, example.tokens[: example.start], dict(example.answers))
         ce_weight = self._settings.ce_weight if self._settings.loss == "mixed" else 0.0
-        targets = self._targets(example.key) if example.key else None
+        targets = self.targets(example.key) if example.key else None
         if targets is not None and self._aligner is not None:
             aligned = self._aligner.align(targets, example.tokens[example.start :])
             return aligned_lesson(example.id, example.tokens, example.start, aligned, ce_weight)
@@ -120,7 +139,7 @@ class TaughtRows:
         if self._aligner is None:
             return None
         some = [examples[index] for index in range(0, len(examples), max(1, len(examples) // ALIGNED))]
-        keyed = ((example, self._targets(example.key)) for example in some if example.key)
+        keyed = ((example, self.targets(example.key)) for example in some if example.key)
         shares = [
             self._aligner.align(targets, example.tokens[example.start :]).share
             for example, targets in keyed
@@ -128,7 +147,8 @@ class TaughtRows:
         ]
         return sum(shares) / len(shares) if shares else None
 
-    def _targets(self, key: str) -> Targets | None:
+    def targets(self, key: str) -> Targets | None:
+        """The teacher's distributions at a row's tokens, or None where none are kept."""
         found = self._store.get(key) if self._store is not None else None
         if found is None or found.targets is None:
             return None
@@ -137,11 +157,14 @@ class TaughtRows:
         is_other = self._aligner is None and len(targets.tokens) > 0 and int(targets.tokens[-1]) in self._others
         return _without_last(targets) if is_other else targets
 
-    def _encoded(self, path: Path) -> Iterator[EncodedExample]:
+    def _encoded(self, path: Path, every: int = 1) -> Iterator[SampledRow]:
         longest = self._settings.max_length
         for number, row in read_rows(path):
+            if (number - 1) % every:
+                continue
             taught: dict[str, Any] = row.get("_ed", {})
-            messages = with_system(self._system, messages_of(f"{path}:{number}", row))
+            said = messages_of(f"{path}:{number}", row)
+            messages = with_system(self._system, said)
             example = self._encoder.example(Example(str(taught.get("id", number)), messages))
             if self._settings.loss != "hard" and "answers" in taught:
                 example = self._with_answers(example, messages[-1].content, taught["answers"])
@@ -152,7 +175,7 @@ class TaughtRows:
                     f"{path}: row {example.id} has {len(example.tokens)} tokens, train.max_length is {longest}",
                     "Raise train.max_length or drop the row.",
                 )
-            yield example
+            yield SampledRow(said, example)
 
     def _with_answers(self, example: EncodedExample, text: str, shares: dict[str, float]) -> EncodedExample:
         answers = self._answers.of(example, text, tuple(shares))
@@ -165,7 +188,7 @@ class TaughtRows:
 
         With another tokenizer, in the student's. A row without a distribution stays as it is.
         """
-        targets = self._targets(key)
+        targets = self.targets(key)
         if targets is None:
             return example
         if self._aligner is not None:

@@ -1,0 +1,89 @@
+"""Q6: the importance matrix as a by-product of the KL pass, against a separate run of llama-imatrix on the same text.
+
+Added wall: a pass of the 16-bit model and a quant over the text, with and without looking on, in turns. Quality: Q4_K_M
+of the same model with either matrix, each made on the same text, compared with 16 bits on another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from kl_texts import f16_of, imatrix_by_tool, long_text, text_of_tokens
+from measure import finish, median_interval, note, pairs
+from Q4 import chunks, unround
+
+from edgedistill.llamacpp.comparison import Comparison, Side, compare, divergence_between
+from edgedistill.llamacpp.importance import ImportanceCollector, read_importance, write_importance
+from edgedistill.llamacpp.quantize import Mixture, quantize
+from edgedistill.run import cores
+
+ADDED, WORSE = 0.10, 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct", help="a name of the catalogue, or a path")
+    parser.add_argument("--tokens", type=int, default=16_384, help="that are weighed on; fewer for a quick look")
+    parser.add_argument("--measured", type=int, default=16_384, help="tokens that the quants are compared on")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--type", default="Q4_K_M")
+    parser.add_argument("--threads", type=int, default=cores())
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options, Path(folder))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
+    source, threads = f16_of(options.model, folder), options.threads
+    unround(source)
+    plain = folder / "plain.gguf"
+    quantize(source, plain, options.type, threads)
+    texts = chunks(source, long_text(0), options.tokens, special=True)
+    others = chunks(source, long_text(1), options.measured)
+    collector = ImportanceCollector()
+
+    def timed(watch: object) -> float:
+        started = time.perf_counter()
+        sides = [Side(source, texts, watch), Side(plain, texts)]
+        compare(sides, Comparison([(0, 1)]), threads, lambda *_: None)
+        return time.perf_counter() - started
+
+    looking, alone = pairs(lambda: timed(collector.callback), lambda: timed(None), options.pairs)
+    ratio, low, high = median_interval(looking, alone)
+    written = text_of_tokens(source, long_text(0), options.tokens)
+    (folder / "text.txt").write_text(written, encoding="utf-8")
+    write_importance(collector.importance, folder / "ours.gguf", "text")
+    started = time.perf_counter()
+    imatrix_by_tool(source, folder / "text.txt", folder / "theirs.gguf", threads)
+    separate = time.perf_counter() - started
+    made = []
+    for side in ("ours", "theirs"):
+        note(f"{side}: {len(read_importance(folder / f'{side}.gguf').sums)} matrices")
+        made.append(folder / f"{side}-quant.gguf")
+        quantize(source, made[-1], options.type, threads, Mixture(folder / f"{side}.gguf"))
+    ours, theirs, without = (
+        one.mean for one in divergence_between(source, [*made, plain], others, threads, lambda *_: None)
+    )
+    finish(
+        "Q6",
+        {"added": round(ratio - 1, 4), "kl": round(ours / theirs, 4)},
+        {"added": ADDED, "kl": WORSE},
+        ratio - 1 <= ADDED and ours <= theirs * WORSE,
+        peer="llama-imatrix on the same text, in a process of its own",
+        unit="share of the pass's wall; x the KL with the peer's matrix",
+        n=len(looking),
+        interval=[round(low - 1, 4), round(high - 1, 4)],
+        seconds={"with": looking, "without": alone, "llama-imatrix": separate},
+        kl={"ours": ours, "llama-imatrix": theirs, "no matrix": without},
+        model=options.model,
+        type=options.type,
+        tokens=options.tokens,
+        threads=threads,
+    )
+
+
+if __name__ == "__main__":
+    main()
