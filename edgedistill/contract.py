@@ -8,7 +8,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, ValidationError,
 
 from .errors import InvalidInput
 from .explain import did_you_mean
-from .tables import Count, RecipeFile, Table
+from .tables import LATER, Count, RecipeFile, Table
 
 __all__ = [
     "NEED_IMPORTANCE",
@@ -63,11 +63,11 @@ class QuantizeSettings(Table):
 
     types: Annotated[tuple[str, ...], Field(min_length=1)] = ("Q8_0", "Q4_K_M")
     """`"auto"` tries some, and keeps those that no other one beats in size, quality and speed together."""
-    imatrix: StrictBool = True
+    imatrix: Annotated[StrictBool, LATER] = True
     """Weigh each weight by how much it matters on rows of the training set."""
-    tensor_types: dict[str, str] | None = None
+    tensor_types: Annotated[dict[str, str] | None, LATER] = None
     """Regular expressions for names of tensors, and the ggml types that these have in every size."""
-    growth: Annotated[StrictFloat, Field(ge=1.0, le=2.0)] = 1.0
+    growth: Annotated[StrictFloat, Field(ge=1.0, le=2.0), LATER] = 1.0
     """Above 1, bits move to the tensors that matter most, up to so many times the plain type's size."""
 
     @field_validator("types", mode="before")
