@@ -1,4 +1,4 @@
-"""Fixtures of every test: pico models made once, recipes on them, and a machine without models of its own."""
+"""Fixtures of every test: pico models made once, recipes on them, a machine without models or keys of its own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from openai_asking import faults, no_key, place
+from opened_teachers import mute, opened, telling
 from pico_recipe import PicoModels, pico_models, write_pico_recipe
 from real_servers import LLAMA, MLX, llama_server_on, mlx_server_on
 from required import required_or_skipped
 
 from edgedistill import run
 from edgedistill.pipeline import RunSettings, run_recipe
+from edgedistill.students.encode import Encoder
 
+__all__ = ["faults", "mute", "no_key", "opened", "place", "telling"]
+"""Fixtures that stand beside what they are used with."""
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
@@ -46,6 +51,13 @@ def own_cache(
 def models(tmp_path_factory: pytest.TempPathFactory) -> PicoModels:
     """A pico teacher and a pico student, to be read only."""
     return pico_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def encoder(models: PicoModels) -> Encoder:
+    """The tokenizer and template of the pico student."""
+    pytest.importorskip("tokenizers")
+    return Encoder(models.student)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Lessons of each kind for the pico models, drawn from an example's number."""
+"""Examples for the pico models, and lessons of each kind drawn from an example's number."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from edgedistill.records import Example, Message
 from edgedistill.students.chunks import Chunks
 from edgedistill.students.encode import EncodedExample
 from edgedistill.students.lessons import Lesson, answers_lesson, hard_lesson
 
 VOCABULARY, END = 290, 2
 """Ids below the first are in a pico model; the second ends an answer."""
+
+
+def example(number: int, question: str, answer: str) -> Example:
+    turns = (Message("system", ""), Message("user", question), Message("assistant", answer))
+    return Example(f"row{number}", turns)
 
 
 def soft_lesson(example: EncodedExample) -> Lesson:

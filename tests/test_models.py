@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from test_intake import WEIGHTS, gguf_bytes
+from model_bytes import WEIGHTS, gguf_bytes
 
 from edgedistill import run
 from edgedistill.errors import EdgeDistillError, InvalidInput, MissingRequirement, Stopped, Unsafe

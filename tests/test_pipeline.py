@@ -1,63 +1,26 @@
-"""A whole run on pico models: from prompts to package, stopped, killed, changed, out of room, and gone on with."""
+"""A whole run on pico models: from prompts to package, once and again, changed and damaged in between."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import Finished, fill
+from conftest import Finished
 from pico import silent
 from pico_recipe import PicoModels, edit, rows, untouched, write_pico_recipe
+from pico_runs import NAMES, answered, run_again, states
 
 import edgedistill
-from edgedistill.errors import EdgeDistillError, GateMissed, InvalidInput, Stopped
-from edgedistill.pipeline import STAGES, RunSettings, keep_file, run_recipe, stage_keys
+from edgedistill.errors import EdgeDistillError, GateMissed, InvalidInput
+from edgedistill.pipeline import RunSettings, keep_file, run_recipe, stage_keys
 from edgedistill.recipe import load_recipe
 from edgedistill.records import read_rows
 from edgedistill.run import Run
 from edgedistill.stages.package import Rejected, verify
-from edgedistill.store import Store
-
-NAMES = [stage.name for stage in STAGES]
-
-MEMORY = ("estimated_memory_bytes", "peak_memory_bytes")  # of the process, not of what it made
-
-# what does not hang on the clock: equal after any kill
-SAME_BYTES = (
-    "prompts/prompts.jsonl",
-    "curate/train.jsonl",
-    "curate/valid.jsonl",
-    "curate/rejected.jsonl",
-    "curate/stats.json",
-    "train/adapter/adapter_model.safetensors",
-    "export/student/model.safetensors",
-    "export/student-f16.gguf",
-    "export/parity.json",
-    "quantize/pico-Q8_0.gguf",
-    "quantize/quality.json",
-    "evaluate/evaluation.json",
-)
-
-
-def run_again(finished: Finished, progress: Any = silent, **settings: Any) -> list[str]:
-    """Run the recipe in its folder of runs; return the names of the stages that ran."""
-    return run_recipe(finished.recipe, RunSettings(runs=finished.runs, offline=True, **settings), progress)[1]
-
-
-def states(finished: Finished) -> dict[str, str]:
-    recipe, run = load_recipe(finished.recipe), Run(finished.run, offline=True)
-    keys = stage_keys(recipe, run)
-    return {name: run.state(name, keys[name]) for name in NAMES}
 
 
 @pytest.fixture
@@ -308,123 +271,12 @@ def test_a_damaged_store_of_answers_says_how_to_go_on(copy: Finished) -> None:
     assert Run(copy.run).summary("teach")["asked"] == 40
 
 
-# -- stopped, killed
-
-
-RUN = """
-import sys
-from pathlib import Path
-from edgedistill.pipeline import RunSettings, run_recipe
-
-def progress(what, done, total):
-    sys.stdout.write(f"{what.partition(' (')[0]} {done}\\n")
-    sys.stdout.flush()
-
-run_recipe(Path(sys.argv[1]), RunSettings(runs=Path(sys.argv[2]), offline=True), progress)
-"""
-
-
-def killed_at(finished: Finished, line: str, seconds: float) -> None:
-    """Begin or go on with the run in a process of its own; kill -9 it so long after it reports the line."""
-    command = [sys.executable, "-c", RUN, str(finished.recipe), str(finished.runs)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        for said in child.stdout:
-            if said.strip() == line:
-                time.sleep(seconds)
-                os.kill(child.pid, signal.SIGKILL)
-                break
-        else:
-            assert child.stderr is not None
-            raise AssertionError(f"never said {line!r}: {child.stderr.read()}")
-
-
-def answered(run: Path) -> dict[str, str]:
-    with Store(run / "teach" / "teacher.sqlite", read_only=True) as store:
-        return {key: completion.text for key, completion in store.rows()}
-
-
 def test_a_closed_answer_brings_the_probability_of_each_into_the_training_set(finished: Finished) -> None:
     for _, row in read_rows(finished.run / "curate" / "train.jsonl"):
         shares = row["_ed"]["answers"]
         assert len(shares) == 6
         assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)
         assert max(shares, key=shares.__getitem__) == row["messages"][-1]["content"]
-
-
-def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(models: PicoModels, tmp_path: Path) -> None:
-    # written out, answers come one by one: those of a closed set come many at a time
-    recipe = write_pico_recipe(tmp_path / "recipe", models, {"slots = 4": "slots = 4\nclosed = false"})
-    finished, copy = Finished(recipe, tmp_path / "whole", ()), Finished(recipe, tmp_path / "runs", ())
-    run_again(finished)
-    source = random.Random(4)
-    for line in ("teaching 7", "teaching 23", "training 3", "training 7", "merging 0", "evaluating student F16 150"):
-        killed_at(copy, line, source.uniform(0.0, 0.02))
-    ran = run_again(copy)
-    assert ran[-1] == "package"
-    assert "prompts" not in ran
-    assert answered(copy.run) == answered(finished.run)
-    for name in SAME_BYTES:
-        assert (copy.run / name).read_bytes() == (finished.run / name).read_bytes(), name
-    trained, whole = Run(copy.run).summary("train"), Run(finished.run).summary("train")
-    assert trained == {**whole, "resumed_from": 6, **{key: trained[key] for key in MEMORY}}
-    assert not [path for path in copy.run.rglob("*.partial-*") if ".cache" not in path.parts]
-    assert run_again(copy) == []
-
-
-def test_a_signal_to_stop_leaves_a_run_that_goes_on(finished: Finished, tmp_path: Path) -> None:
-    copy = Finished(finished.recipe, tmp_path / "runs", ())
-
-    def progress(what: str, done: int, total: int) -> None:
-        if what.startswith("teaching") and done == 11:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Stopped, match="stopped as asked"):
-        run_again(copy, progress)
-    assert len(answered(copy.run)) == 11
-    assert states(copy)["teach"] == "partial"
-    assert run_again(copy) == NAMES[1:]
-    assert Run(copy.run).summary("teach")["asked"] == 29
-    assert answered(copy.run) == answered(finished.run)
-
-
-# -- out of room
-
-
-@pytest.mark.parametrize(
-    ("line", "stage"), [("teaching", "teach"), ("training", "train"), ("merging", "export"), ("tensors", "export")]
-)
-def test_a_full_disk_stops_in_one_line_and_the_same_command_goes_on(
-    finished: Finished, small_disk: Callable[[int], Path], line: str, stage: str
-) -> None:
-    disk = small_disk(8 << 20)
-    copy = Finished(finished.recipe, disk / "runs", ())
-    filled: list[Path] = []
-
-    def progress(what: str, done: int, total: int) -> None:
-        if what.startswith(line) and not filled:
-            filled.append(fill(disk))
-
-    with pytest.raises(Stopped, match=r"\(0 MB free\)") as caught:
-        run_again(copy, progress)
-    assert caught.value.exit_code == 75
-    assert "\n" not in caught.value.message
-    assert "room" in caught.value.hint
-    assert states(copy)[stage] in ("partial", "missing")
-    filled[0].unlink()
-    assert run_again(copy)[0] == stage
-    for name in SAME_BYTES:
-        assert (copy.run / name).read_bytes() == (finished.run / name).read_bytes(), name
-
-
-def test_a_disk_that_is_full_from_the_start_is_refused_in_one_line(
-    finished: Finished, small_disk: Callable[[int], Path]
-) -> None:
-    disk = small_disk(1 << 20)
-    fill(disk)
-    with pytest.raises(Stopped) as caught:
-        run_again(Finished(finished.recipe, disk / "runs", ()))
-    assert "\n" not in caught.value.message
 
 
 def test_what_was_made_from_a_stage_that_ran_again_counts_no_more(copy: Finished) -> None:

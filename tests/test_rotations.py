@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pico import edited, pico_hf_folder
-from test_teachers import required_or_skipped
+from required import required_or_skipped
 from tiny_models import LLAMA_3, TINY, tiny_folder
 
 from edgedistill.llamacpp.architectures import from_hugging_face
