@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from conftest import Finished, fill
@@ -24,33 +26,54 @@ MEMORY = ("estimated_memory_bytes", "peak_memory_bytes")  # of the process, not 
 
 # -- stopped, killed
 
-
-RUN = """
-import sys
+# each line that it is sent begins the run in a process of its own, which has what takes seconds to load from the first
+HOST = """
+import os, sys
 from pathlib import Path
+import peft, torch, transformers
 from edgedistill.pipeline import RunSettings, run_recipe
 
-def progress(what, done, total):
-    sys.stdout.write(f"{what.partition(' (')[0]} {done}\\n")
+def say(line):
+    sys.stdout.write(f"{line}\\n")
     sys.stdout.flush()
 
-run_recipe(Path(sys.argv[1]), RunSettings(runs=Path(sys.argv[2]), offline=True), progress)
+def progress(what, done, total):
+    say(f"{what.partition(' (')[0]} {done}")
+
+for _ in sys.stdin:
+    if os.fork() == 0:
+        say(os.getpid())
+        run_recipe(Path(sys.argv[1]), RunSettings(runs=Path(sys.argv[2]), offline=True), progress)
+        os._exit(0)
+    say(f"ended {os.waitstatus_to_exitcode(os.wait()[1])}")
 """
 
 
-def killed_at(finished: Finished, line: str, seconds: float) -> None:
-    """Begin or go on with the run in a process of its own; kill -9 it so long after it reports the line."""
-    command = [sys.executable, "-c", RUN, str(finished.recipe), str(finished.runs)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        for said in child.stdout:
-            if said.strip() == line:
-                time.sleep(seconds)
-                os.kill(child.pid, signal.SIGKILL)
-                break
-        else:
-            assert child.stderr is not None
-            raise AssertionError(f"never said {line!r}: {child.stderr.read()}")
+@contextmanager
+def host_of(finished: Finished) -> Iterator[subprocess.Popen[str]]:
+    """Begins the run, or goes on with it, as often as it is asked."""
+    command = [sys.executable, "-c", HOST, str(finished.recipe), str(finished.runs)]
+    environment = {**os.environ, "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # macOS forbids a fork without it
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment) as host:
+        yield host
+        _, said = host.communicate()
+        assert host.returncode == 0, said
+
+
+def killed_at(host: subprocess.Popen[str], line: str, seconds: float) -> None:
+    """Let the run begin or go on; kill -9 it so long after it reports the line."""
+    assert host.stdin is not None
+    assert host.stdout is not None
+    host.stdin.write("\n")
+    host.stdin.flush()
+    child = int(host.stdout.readline())
+    for said in host.stdout:
+        if said.strip() == line:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+        elif said.startswith("ended"):
+            assert said.strip() == f"ended -{int(signal.SIGKILL)}", f"never said {line!r}"
+            return
 
 
 def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(models: PicoModels, tmp_path: Path) -> None:
@@ -59,8 +82,16 @@ def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(models: Pi
     finished, copy = Finished(recipe, tmp_path / "whole", ()), Finished(recipe, tmp_path / "runs", ())
     run_again(finished)
     source = random.Random(4)
-    for line in ("teaching 7", "teaching 23", "training 3", "training 7", "merging 0", "evaluating student F16 150"):
-        killed_at(copy, line, source.uniform(0.0, 0.02))
+    with host_of(copy) as host:
+        for line in (
+            "teaching 7",
+            "teaching 23",
+            "training 3",
+            "training 7",
+            "merging 0",
+            "evaluating student F16 150",
+        ):
+            killed_at(host, line, source.uniform(0.0, 0.02))
     ran = run_again(copy)
     assert ran[-1] == "package"
     assert "prompts" not in ran
