@@ -2,6 +2,8 @@
 # PIP_ARGS is handed to pip, for a mirror or another build of torch.
 PYTHON ?= python3
 PIP_ARGS ?=
+# Tests run in so many processes, each on one core.
+WORKERS ?= 2
 RECIPE ?= recipes/home-commands
 ID ?= T1
 ARGS ?=
@@ -22,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/edgedistill run $(RECIPE)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from openai_asking import faults, no_key, place
 from opened_teachers import mute, opened, telling
 from pico_recipe import PicoModels, pico_models, write_pico_recipe
 from real_servers import LLAMA, MLX, llama_server_on, mlx_server_on
-from required import required_or_skipped
+from required import must_be_imported, required_or_skipped
 
 from edgedistill import run
 from edgedistill.pipeline import RunSettings, run_recipe
@@ -23,19 +24,43 @@ from edgedistill.students.encode import Encoder
 
 __all__ = ["faults", "mute", "no_key", "opened", "place", "telling"]
 """Fixtures that stand beside what they are used with."""
-CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+settings.register_profile("edgedistill", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("edgedistill")
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+"""Which of the processes that `make test` starts this one is: gw0, gw1, ...; nothing where there is only one."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep out a warning that one library has for another."""
+    """Keep out a warning that one library has for another, and processes out of each other's way.
+
+    mlx compiles its kernels in the temporary folder, under names that do not change, and waits for no other process.
+    """
+    if WORKER and config.cache is not None:
+        os.environ["TMPDIR"] = str(config.cache.mkdir(f"kernels-{WORKER}"))
     config.addinivalue_line("filterwarnings", "ignore:llama_token_get_attr is deprecated:DeprecationWarning")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Give a test one core: pico models are so small that sharing them out costs more than it brings."""
+    """Give a test one core, each process its own: pico models are so small that sharing them out costs more."""
     if CORES:
-        os.sched_setaffinity(0, CORES if item.get_closest_marker("slow") else {max(CORES)})
+        own = CORES[-1 - int(WORKER[2:] or 0) % len(CORES)]
+        os.sched_setaffinity(0, CORES if item.get_closest_marker("slow") else [own])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    must_be_imported(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    must_be_imported(report)
+    return report
 
 
 @pytest.fixture(autouse=True)

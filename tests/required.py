@@ -16,3 +16,9 @@ def required_or_skipped(backend: str, libraries: tuple[str, ...]) -> None:
     if missing:
         reason = f"'{backend}' needs {missing[0]}, which is not installed"
         pytest.fail(reason) if backend in REQUIRED else pytest.skip(reason)
+
+
+def must_be_imported(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Make a failure of what `importorskip` has skipped, where the tests say which backends are here: then all is."""
+    if report.skipped and any(REQUIRED) and "could not import" in str(report.longrepr):
+        report.outcome = "failed"

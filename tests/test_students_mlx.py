@@ -313,7 +313,7 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_mlx_student import SETTINGS, data, student
+from test_students_mlx import SETTINGS, data, student
 student(Path(sys.argv[1])).train(data(), SETTINGS, Path(sys.argv[2]), lambda moment: print(moment, flush=True))
 """
 
