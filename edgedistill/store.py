@@ -17,7 +17,7 @@ from .errors import EdgeDistillError
 from .records import Completion, Place
 from .run import no_room
 
-__all__ = ["Mark", "Store"]
+__all__ = ["Mark", "Store", "connect", "store_error"]
 
 FORMAT = 2
 TABLES = f"""
@@ -79,8 +79,7 @@ class Store:
         self._path = path
         self._read_only = read_only
         try:
-            where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-            self._db = sqlite3.connect(where, isolation_level=None, uri=True)
+            self._db = connect(path, read_only)
         except sqlite3.DatabaseError as error:
             raise self._error(error) from error
         try:
@@ -241,9 +240,20 @@ class Store:
             raise self._error(error) from error
 
     def _error(self, error: sqlite3.DatabaseError) -> EdgeDistillError:
-        if "full" in str(error) or "disk I/O" in str(error):
-            return no_room(self._path, OSError(str(error)))
-        return EdgeDistillError(f"{self._path}: {error}", MEND)
+        return store_error(self._path, error)
+
+
+def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
+    """A connection that commits each statement by itself; with `read_only`, not a byte of the file changes."""
+    where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    return sqlite3.connect(where, isolation_level=None, uri=True)
+
+
+def store_error(path: Path, error: Exception) -> EdgeDistillError:
+    """The error a user sees where SQLite refuses: resumable where the disk is full."""
+    if "full" in str(error) or "disk I/O" in str(error):
+        return no_room(path, OSError(str(error)))
+    return EdgeDistillError(f"{path}: {error}", MEND)
 
 
 def _completion(row: Sequence[Any]) -> Completion:

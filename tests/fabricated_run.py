@@ -9,6 +9,7 @@ from typing import Any
 
 from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import json_lines
+from edgedistill.results import RESULTS, write_results
 from edgedistill.run import Run
 
 HOSTILE = "<script>alert(1)</script> \x1b]52;c;ZXZpbA==\x07 \u202egnp.exe & \"'><img src=x onerror=alert(1)>"
@@ -269,7 +270,6 @@ def fabricated_run(folder: Path, text: str = RECIPE) -> tuple[Recipe, Run]:
         ("curate", "stats.json"): json_lines([stats]),
         ("train", "metrics.jsonl"): json_lines(metrics),
         ("evaluate", "evaluation.json"): json.dumps(evaluation()).encode(),
-        ("evaluate", "rows.jsonl"): json_lines(result_rows(evaluation()["candidates"])),
         ("bench", "bench.json"): json.dumps(bench()).encode(),
         ("quantize", "quality.json"): json.dumps(QUALITY).encode(),
         ("export", "parity.json"): json.dumps({"texts": 60, "tokens_equal": True, "kl_mean": 2e-6}).encode(),
@@ -279,5 +279,7 @@ def fabricated_run(folder: Path, text: str = RECIPE) -> tuple[Recipe, Run]:
         for (owner, name), data in files.items():
             if owner == stage:
                 (run.folder(stage) / name).write_bytes(data)
+        if stage == "evaluate":
+            write_results(run.folder(stage) / RESULTS, result_rows(evaluation()["candidates"]))
         run.finish(stage, "key", summary, 450.0)
     return recipe, run

@@ -13,8 +13,8 @@ from fabricated_run import HOSTILE, fabricated_run
 
 from edgedistill.commands.compare import show_comparison
 from edgedistill.errors import EdgeDistillError, InvalidInput
-from edgedistill.records import json_lines
 from edgedistill.report.rows import result_rows
+from edgedistill.results import RESULTS, write_results
 from edgedistill.run import Run
 
 Q8, Q4 = "student Q8_0", "student Q4_K_M"
@@ -28,7 +28,7 @@ def runs(tmp_path: Path) -> tuple[Run, Run]:
 def change(run: Run, edit: Callable[[list[dict[str, Any]]], None]) -> None:
     rows = result_rows(run)
     edit(rows)
-    (run.folder("evaluate") / "rows.jsonl").write_bytes(json_lines(rows))
+    write_results(run.folder("evaluate") / RESULTS, rows)
 
 
 def without_right_answer(row: dict[str, Any]) -> None:
@@ -109,9 +109,14 @@ def test_what_cannot_be_compared_is_refused(runs: tuple[Run, Run], capsys: pytes
     change(runs[1], rename)
     with pytest.raises(InvalidInput, match="no row in common"):
         compared(capsys, *runs)
-    (runs[1].folder("evaluate") / "rows.jsonl").unlink()
-    with pytest.raises(InvalidInput, match=r"no rows\.jsonl"):
+    (runs[1].folder("evaluate") / RESULTS).unlink()
+    with pytest.raises(EdgeDistillError, match="evaluated by an earlier version"):
         compared(capsys, *runs)
+    runs[1].forget("evaluate")
+    (runs[1].folder("evaluate") / "evaluation.json").rename(runs[1].path / "aside")
+    with pytest.raises(InvalidInput, match="no scores by example"):
+        compared(capsys, *runs)
+    (runs[1].path / "aside").rename(runs[1].folder("evaluate") / "evaluation.json")
     path = runs[1].folder("evaluate") / "evaluation.json"
     change(runs[1], lambda rows: rows.extend(result_rows(runs[0])))
     path.write_text(path.read_text(encoding="utf-8").replace('"scorer": "exact"', '"scorer": "f1"'), encoding="utf-8")

@@ -21,6 +21,8 @@ from edgedistill.report.judge import Judgement, judge
 from edgedistill.report.page import page, write_report
 from edgedistill.report.summary import document, training_points
 from edgedistill.report.wording import one_line, visible
+from edgedistill.results import RESULTS
+from edgedistill.store import Store
 
 ACCEPT = AcceptSettings(valid=0.95, agreement=0.8, exact_of_teacher=0.9, must_pass=False, speedup=5.0)
 BENCH = BenchSettings(target_ms=(100.0, 500.0), percentile=95)
@@ -220,10 +222,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_a_run_of_an_earlier_version_says_what_to_redo(tmp_path: Path) -> None:
     recipe, run = fabricated_run(tmp_path)
-    path = run.folder("evaluate") / "evaluation.json"
-    evaluation = json.loads(path.read_text(encoding="utf-8"))
-    del evaluation["scorer"]
-    path.write_text(json.dumps(evaluation), encoding="utf-8")
+    (run.folder("evaluate") / RESULTS).unlink()
+    with Store(run.folder("evaluate") / RESULTS):
+        pass  # answers, and no scores
     with pytest.raises(EdgeDistillError, match="evaluated by an earlier version") as caught:
         document(recipe, run)
     assert "--from evaluate" in caught.value.hint

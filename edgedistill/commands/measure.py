@@ -12,6 +12,7 @@ import click
 from ..errors import InvalidInput
 from ..pipeline import load_run
 from ..recipe import load_recipe
+from ..results import RESULTS
 from ..run import is_run, orderly_stop
 from ..stages.evaluate import evaluate_on
 from .progress import Bars
@@ -30,7 +31,7 @@ def evaluate_target(target: Path, eval_file: Path | None, as_json: bool, quiet: 
     folder = target if is_run(target) else where["runs"] / load_recipe(target).name
     recipe, run = load_run(folder, where["offline"])
     with Bars(quiet) as bars, orderly_stop(), tempfile.TemporaryDirectory() as scratch:
-        result = evaluate_on(recipe, run, eval_file, Path(scratch) / "results.sqlite", bars)
+        result = evaluate_on(recipe, run, eval_file, Path(scratch) / RESULTS, bars)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
         return

@@ -8,8 +8,9 @@ from typing import Any
 from ..chat import answer_text
 from ..errors import InvalidInput
 from ..recipe import Recipe
+from ..results import Row
 from ..run import Run
-from .rows import Row, result_rows
+from .rows import result_rows
 from .statistics import differ, mcnemar
 from .summary import document
 
@@ -52,7 +53,7 @@ def _side(recipe: Recipe, run: Run, name: str | None) -> dict[str, Any]:
     found = document(recipe, run)
     rows = result_rows(run)
     if not rows:
-        raise InvalidInput(f"{run.path}: no rows.jsonl", f"Evaluate it: edgedistill evaluate {recipe.path}")
+        raise InvalidInput(f"{run.path}: no scores by example", f"Evaluate it: edgedistill evaluate {recipe.path}")
     known = list(rows[0]["candidates"])
     name = name or found["best"] or known[-1]
     if name not in known:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..recipe import AcceptSettings, BenchSettings
-from .rows import Row, outcomes
+from ..results import Row
+from .rows import outcomes
 from .statistics import Decision, decide
 from .wording import chance, interval, megabytes, milliseconds, one_line, percent
 

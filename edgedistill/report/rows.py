@@ -6,23 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..chat import answer_text, json_instance
-from ..records import read_rows
+from ..results import RESULTS, Row, read_results
 from ..run import Run
 
-__all__ = ["Row", "disagreements", "edge_cases", "outcomes", "result_rows"]
-
-Row = dict[str, Any]
-"""`set`, `id`, `prompt`, `expected`, `tags`, `must_pass`, and `candidates`: for each name `answer`, `valid`, `score`,
-`right`, `same`."""
+__all__ = ["disagreements", "edge_cases", "outcomes", "result_rows"]
 
 
 def result_rows(run: Run) -> list[Row]:
-    """The lines of a run's `rows.jsonl`; none where it has not been evaluated.
-
-    Raises InvalidInput where a line is damaged.
-    """
-    path = run.folder("evaluate") / "rows.jsonl"
-    return [row for _, row in read_rows(path)] if path.is_file() else []
+    """What became of each row of a run; nothing where it has not been evaluated. Raises what `read_results` raises."""
+    return read_results(run.folder("evaluate") / RESULTS)
 
 
 def outcomes(rows: Iterable[Row], name: str, key: str, kind: str = "eval") -> list[float]:

@@ -14,9 +14,10 @@ from ..errors import EdgeDistillError
 from ..models.licences import LICENCES
 from ..recipe import Recipe
 from ..records import read_rows
+from ..results import Row
 from ..run import Run, file_sha256
 from .judge import Judgement, judge
-from .rows import Row, disagreements, edge_cases, outcomes, result_rows
+from .rows import disagreements, edge_cases, outcomes, result_rows
 from .statistics import differ
 
 __all__ = ["document", "judge", "training_points"]
@@ -51,11 +52,11 @@ def document(recipe: Recipe, run: Run) -> dict[str, Any]:
     Raises EdgeDistillError where a file of the run is damaged.
     """
     evaluation = _read(run, "evaluate", "evaluation.json") or {}
-    if evaluation and "scorer" not in evaluation:
+    rows = result_rows(run)
+    if evaluation and not rows:
         raise EdgeDistillError(f"{run.path}: evaluated by an earlier version", "Redo it with --from evaluate.")
     bench = _read(run, "bench", "bench.json") or {}
     candidates = _candidates(evaluation.get("candidates", []), bench.get("candidates", []))
-    rows = result_rows(run)
     judgement = _judged(candidates, rows, recipe)
     stages = _stages(run)
     last: dict[str, Any] = next((stage for stage in reversed(stages) if stage["finished"]), {})

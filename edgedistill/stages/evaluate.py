@@ -13,7 +13,8 @@ from ..llamacpp.answer import Answerer, AnswererSettings
 from ..llamacpp.prefix import PrefixCache
 from ..llamacpp.sampling import Sampling
 from ..recipe import Recipe
-from ..records import Completion, Prompt, digest, json_lines, read_prompts
+from ..records import Completion, Prompt, digest, read_prompts
+from ..results import RESULTS, write_results
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
 from ..store import Store
@@ -35,7 +36,7 @@ __all__ = ["evaluate", "evaluate_on"]
 
 
 def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
-    """Write `evaluation.json` and, row by row, `rows.jsonl`; answers are kept in `results.sqlite`, to go on from there.
+    """Write `evaluation.json` and, row by row, `results.sqlite`; it keeps the answers too, to go on from there.
 
     Raises GateMissed where a row that was learnt overlaps one that measures.
     """
@@ -51,9 +52,9 @@ def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[st
         student_candidate(recipe, run),
         *quant_candidates(recipe, run),
     ]
-    result, rows = _compare(recipe, people, prompts, _Bench(out / "results.sqlite", run, True, progress))
+    result, rows = _compare(recipe, people, prompts, _Bench(out / RESULTS, run, True, progress))
     (out / "base-f16.gguf").unlink(missing_ok=True)
-    write_whole(out / "rows.jsonl", json_lines(rows))
+    write_results(out / RESULTS, rows)
     write_whole(out / "evaluation.json", json.dumps({"files": _files(sets, prompts), **result}, indent=1).encode())
     return {person["name"]: person["eval"]["score"] for person in result["candidates"]}
 

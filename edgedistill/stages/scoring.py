@@ -9,6 +9,7 @@ from typing import Any
 
 from ..chat import json_instance
 from ..records import Prompt
+from ..results import Row
 
 __all__ = ["Outcome", "equal", "outcomes", "result_rows", "same", "summary", "wilson"]
 
@@ -17,7 +18,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one row with one candidate, as `rows.jsonl` keeps it."""
+    """What became of one row with one candidate, as `results.sqlite` keeps it."""
 
     answer: str
     valid: bool
@@ -47,7 +48,7 @@ def outcomes(
     return found
 
 
-def result_rows(kind: str, prompts: Sequence[Prompt], people: Mapping[str, Sequence[Outcome]]) -> list[dict[str, Any]]:
+def result_rows(kind: str, prompts: Sequence[Prompt], people: Mapping[str, Sequence[Outcome]]) -> list[Row]:
     """One row a prompt of a set: what was asked, what is right, and each candidate's outcome by its name."""
     return [
         {
