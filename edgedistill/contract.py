@@ -151,6 +151,8 @@ class EvaluateSettings(Table):
     """... in so much memory."""
     judge: JudgeSettings | None = None
     """For `judge`: the model that compares."""
+    whole_prompt: StrictBool = True
+    """Ask the 16-bit student with the teacher's whole prompt too: whether its own short one loses anything."""
 
     @model_validator(mode="after")
     def scorer_has_its_own(self) -> EvaluateSettings:
@@ -207,6 +209,9 @@ class AcceptSettings(Table):
     """Mean score (by `evaluate.scorer`: by default, share of right answers)."""
     exact_of_teacher: Annotated[StrictFloat, Field(ge=0.0)] = 0.9
     """Mean score relative to the teacher's own, compared row by row."""
+    of_whole_prompt: Annotated[StrictFloat, Field(ge=0.0)] = 0.9
+    """Mean score of the 16-bit student with its own prompt, relative to the same student's with the teacher's whole
+    prompt, compared row by row."""
     must_pass: StrictBool = True
     """Every row marked `must_pass` is answered right."""
     speedup: Annotated[StrictFloat, Field(ge=0.0)] = 1.0

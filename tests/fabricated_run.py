@@ -107,6 +107,10 @@ def evaluation() -> dict[str, Any]:
             candidate("teacher", "teacher", "Q4_K_M", 1_117_320_768, 0.9267, 1.0),
             candidate("untrained student, teacher's prompt", "base", "F16", 270_000_000, 0.16, 0.17),
             candidate("untrained student", "base", "F16", 270_000_000, 0.02, 0.02),
+            {
+                **candidate("student F16, teacher's prompt", "student", "F16", 270_885_952, 0.3, 0.3),
+                "prompt": "teacher",
+            },
             candidate("student F16", "student", "F16", 270_885_952, 0.8867, 0.9),
             candidate("student Q8_0", "student", "Q8_0", 144_811_072, 0.88, 0.893),
             candidate("student Q4_K_M", "student", "Q4_K_M", 105_454_144, 0.86, 0.873),

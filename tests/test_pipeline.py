@@ -52,6 +52,7 @@ def test_the_documents_name_every_candidate(finished: Finished) -> None:
         "teacher",
         "untrained student, teacher's prompt",
         "untrained student",
+        "student F16, teacher's prompt",
         "student F16",
         "student Q8_0",
     ]
@@ -64,6 +65,7 @@ def test_the_documents_name_every_candidate(finished: Finished) -> None:
     timed = [one["name"] for one in found["candidates"] if one["latency_ms"]]
     assert timed == ["teacher", "student Q8_0"]
     assert found["candidates"][0]["eval"]["agreement"] == 1.0
+    assert [bar["passed"] for bar in found["bars"]["student Q8_0"] if bar["name"] == "own_prompt"] == [True]
     page = (finished.run / "report.html").read_text(encoding="utf-8")
     assert "pico" in page
     assert "quantizing: 16-bit student to this" in page, "the report reads what quantize has measured"

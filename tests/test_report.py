@@ -122,6 +122,29 @@ def test_without_right_answers_the_teacher_is_the_measure() -> None:
     assert "exact" not in {bar.name for bar in found.bars["student Q8_0"]}
 
 
+@pytest.mark.parametrize(
+    ("whole", "ratio", "verdict", "passed"),
+    [(0.3, 0.9, "accepted", True), (1.0, 0.9, "inconclusive", None), (1.0, 0.99, "rejected", False)],
+)
+def test_a_short_prompt_must_be_shown_to_lose_nothing(
+    whole: float, ratio: float, verdict: str, passed: bool | None
+) -> None:
+    own = student("F16", 270, exact=0.9)
+    prompted = {**own, "name": "student F16, teacher's prompt", "eval": scores(whole)}
+    people = [teacher(), student("Q8_0", 145)]
+    accept = ACCEPT.model_copy(update={"of_whole_prompt": ratio})
+    names = (own["name"], prompted["name"])
+    found = judge(people, result_rows([*people, own, prompted]), accept, BENCH, names)
+    (bar,) = [one for one in found.bars["student Q8_0"] if one.name == "own_prompt"]
+    assert (found.verdict, bar.passed) == (verdict, passed)
+    assert "with the student's own prompt" in bar.sentence
+    assert f"of the {100 * whole:.0f} %" in bar.sentence
+    unasked = judge(
+        people, result_rows([*people, own, prompted]), ACCEPT.model_copy(update={"of_whole_prompt": 0.0}), BENCH, names
+    )
+    assert unasked.verdict == "accepted"
+
+
 def test_the_document_joins_scores_and_times(tmp_path: Path) -> None:
     found = document(*fabricated_run(tmp_path))
     assert (found["verdict"], found["chosen"]) == ("accepted", "student Q4_K_M")
@@ -282,6 +305,8 @@ def test_the_page_says_what_matters(tmp_path: Path) -> None:
         "A CPU, 2 cores",
         "row by row: shown (p = 0.002).",
         "Against the teacher: −6.7 points (95 % interval −11.3 to −2.7) on 150 rows; right in 0 where it is wrong",
+        "Its own prompt against the teacher’s whole one (student F16): +58.7 points",
+        "88.7 % of 150 rows with the student's own prompt, before quantizing; the bar is 90 % of the 30 %",
         "student Q4_K_M: quantizing made 2 % of the loss: train more",
         'behind “…{"action":” 16 bits say “"off”, Q4_K_M “"on”',
         "quantizing: 16-bit student to this0.0040.040.299.8 %",

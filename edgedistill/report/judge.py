@@ -54,10 +54,15 @@ class Judgement:
 
 
 def judge(
-    candidates: Sequence[Candidate], rows: Sequence[Row], accept: AcceptSettings, bench: BenchSettings
+    candidates: Sequence[Candidate],
+    rows: Sequence[Row],
+    accept: AcceptSettings,
+    bench: BenchSettings,
+    prompts: tuple[str, str] | None = None,
 ) -> Judgement:
     """The verdict over the candidates of a report and the rows behind them; its students are what may be packaged.
 
+    `prompts` names one student twice: as it was asked with its own prompt, and with the teacher's whole one.
     accepted: one passes every bar, and so do the scores of all that are larger. rejected: every one misses a bar.
     inconclusive: neither; then more rows, or what was not measured, would decide.
     """
@@ -65,7 +70,8 @@ def judge(
     students = [one for one in candidates if one["kind"] == "student"]
     if not students:
         return Judgement("inconclusive", None, None, ("No quantized student has been measured.",))
-    bars = {one["name"]: tuple(_bars(one, teacher, rows, (accept, bench))) for one in students}
+    short = list(_of_whole_prompt(prompts, rows, accept)) if prompts else []
+    bars = {one["name"]: (*_bars(one, teacher, rows, (accept, bench)), *short) for one in students}
     passing = [one for one in students if all(bar.passed for bar in bars[one["name"]])]
     tried = _tried(students, bars)
     chosen = min((one for one in passing if one["name"] in tried), key=_size, default=None)
@@ -162,7 +168,7 @@ def _share(name: str, candidate: Candidate, rows: Sequence[Row], bar: tuple[floa
         return Bar(name, None, f"{what} the eval set: not measured.", is_score=True)
     limit, confidence = bar
     decision = decide([value - limit for value in found], (1 - limit, -limit), confidence)
-    return _scored(name, candidate, f"{what} {_value(candidate, name)}; the bar is {percent(limit)}", decision)
+    return _scored(name, f"{what} {_value(candidate, name)}; the bar is {percent(limit)}", decision)
 
 
 def _of_teacher(candidate: Candidate, teacher: Candidate | None, rows: Sequence[Row], accept: AcceptSettings) -> Bar:
@@ -172,11 +178,29 @@ def _of_teacher(candidate: Candidate, teacher: Candidate | None, rows: Sequence[
     theirs = outcomes(rows, teacher["name"], "score") if teacher else []
     if not mine or len(mine) != len(theirs):
         return Bar(name, None, "The score beside the teacher's: not measured.", is_score=True)
-    margins = [one - ratio * other for one, other in zip(mine, theirs, strict=True)]
-    decision = decide(margins, (1.0, 1 - ratio, 0.0, -ratio), accept.confidence)
+    decision = _relative(mine, theirs, ratio, accept.confidence)
     reference = sum(theirs) / len(theirs)
     text = f"{_what(mine, theirs)} {_value(candidate, 'score')}; the bar is {percent(ratio)} of the teacher's "
-    return _scored(name, candidate, f"{text}{percent(reference)}, row by row", decision)
+    return _scored(name, f"{text}{percent(reference)}, row by row", decision)
+
+
+def _of_whole_prompt(prompts: tuple[str, str], rows: Sequence[Row], accept: AcceptSettings) -> Iterable[Bar]:
+    """The bar on what the student's own prompt loses beside the teacher's whole one; nothing without right answers."""
+    mine, whole = (outcomes(rows, name, "score") for name in prompts)
+    ratio = accept.of_whole_prompt
+    if not ratio or not mine or len(mine) != len(whole):
+        return
+    decision = _relative(mine, whole, ratio, accept.confidence)
+    own, other = sum(mine) / len(mine), sum(whole) / len(whole)
+    text = f"{_what(mine, whole)} {percent(own)} of {len(mine)} rows with the student's own prompt, before quantizing"
+    text += f"; the bar is {percent(ratio)} of the {percent(other)} that it has with the teacher's whole prompt"
+    yield _scored("own_prompt", text, decision)
+
+
+def _relative(mine: Sequence[float], theirs: Sequence[float], ratio: float, confidence: float) -> Decision:
+    """Whether scores are above this share of others of the same rows."""
+    margins = [one - ratio * other for one, other in zip(mine, theirs, strict=True)]
+    return decide(margins, (1.0, 1 - ratio, 0.0, -ratio), confidence)
 
 
 def _what(mine: Sequence[float], theirs: Sequence[float]) -> str:
@@ -191,7 +215,7 @@ def _value(candidate: Candidate, name: str) -> str:
     return f"{percent(scores[name])} of {scores['n']} rows" + (f" (95 % interval {bounds})" if bounds else "")
 
 
-def _scored(name: str, candidate: Candidate, text: str, decision: Decision) -> Bar:
+def _scored(name: str, text: str, decision: Decision) -> Bar:
     """A bar on a score, with what the rows show of it."""
     if decision.verdict == "shown":
         return Bar(name, True, f"{text}: shown ({chance(decision.p)}).", decision.p, is_score=True)

@@ -71,7 +71,7 @@ def page(document: dict[str, Any], points: Sequence[dict[str, Any]]) -> str:
         waterfall=_waterfall(document["data"]),
         disagreements=document["disagreements"][:SHOWN_DISAGREEMENTS],
         losses=losses(document["quality"]),
-        comparisons=[one for one in document["comparisons"] if one["candidate"] == document["best"]],
+        comparisons=_comparisons(document),
     )
     return visible(html)
 
@@ -118,6 +118,13 @@ def _advice(one: dict[str, Any]) -> str:
     if share > LARGE:
         return f"{lost}: quantize less; a larger type would help more than training"
     return f"{lost}: both a larger type and more training would help"
+
+
+def _comparisons(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The best student's differences from others, then that of its own prompt from the teacher's whole one."""
+    kinds = {one["name"]: one["kind"] for one in document["candidates"]}
+    found = [one for one in document["comparisons"] if one["candidate"] == document["best"]]
+    return found + [one for one in document["comparisons"] if kinds[one["other"]] == "student" and one not in found]
 
 
 def _named(document: dict[str, Any], name: str | None) -> dict[str, Any] | None:

@@ -106,7 +106,16 @@ def training_points(run: Run) -> list[dict[str, Any]]:
 def _judged(candidates: list[dict[str, Any]], rows: Sequence[Row], recipe: Recipe) -> Judgement:
     """The verdict over the teacher and those students that may be packaged: the quants that the recipe asks for."""
     asked = [one for one in candidates if one["kind"] != "student" or one["quant"] in recipe.quantize.made]
-    return judge(asked, rows, recipe.accept, recipe.bench)
+    return judge(asked, rows, recipe.accept, recipe.bench, _both_prompts(candidates))
+
+
+def _both_prompts(candidates: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
+    """The student that was asked with its own prompt and with the teacher's whole one, by its two names."""
+    students = [one for one in candidates if one["kind"] == "student"]
+    for whole in (one for one in students if one.get("prompt") == "teacher"):
+        own = (one["name"] for one in students if one["quant"] == whole["quant"] and one is not whole)
+        return next(own), whole["name"]
+    return None
 
 
 def _from_rows(
@@ -131,16 +140,20 @@ def _wavering(rows: Sequence[Row]) -> float | None:
 
 
 def _comparisons(candidates: list[dict[str, Any]], rows: Sequence[Row], recipe: Recipe) -> list[dict[str, Any]]:
-    """How each student's scores on the eval set differ from those of the teachers and of the untrained student."""
+    """How each student's scores on the eval set differ from those of the teachers and of the untrained student.
+
+    And how those of one student with its own prompt differ from those with the teacher's whole one.
+    """
+    students = [one["name"] for one in candidates if one["kind"] == "student"]
+    others = [one["name"] for one in candidates if one["kind"] != "student"]
+    pairs = [(one, other) for one in students for other in others]
+    both = _both_prompts(candidates)
     found = []
-    for one in candidates:
-        for other in candidates:
-            if one["kind"] != "student" or other["kind"] == "student":
-                continue
-            mine, theirs = (outcomes(rows, who["name"], "score") for who in (one, other))
-            if mine and len(mine) == len(theirs):
-                difference = asdict(differ(mine, theirs, recipe.evaluate.right_from))
-                found.append({"candidate": one["name"], "other": other["name"], **difference})
+    for one, other in [*pairs, *([both] if both else [])]:
+        mine, theirs = (outcomes(rows, name, "score") for name in (one, other))
+        if mine and len(mine) == len(theirs):
+            difference = asdict(differ(mine, theirs, recipe.evaluate.right_from))
+            found.append({"candidate": one, "other": other, **difference})
     return found
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "student_candidate",
     "teacher_candidates",
     "teacher_names",
+    "whole_prompt_candidate",
 ]
 
 
@@ -125,6 +126,16 @@ def base_candidates(recipe: Recipe, run: Run, out: Path, progress: Progress) -> 
 
 def student_candidate(recipe: Recipe, run: Run) -> Candidate:
     return _student(recipe, "F16", run.folder("export") / F16_NAME)
+
+
+def whole_prompt_candidate(recipe: Recipe, run: Run) -> list[Candidate]:
+    """The student with the teacher's whole prompt; nothing where that is its own, or does not fit its context."""
+    plain, shown = student_candidate(recipe, run), preamble(recipe)
+    if not recipe.evaluate.whole_prompt or shown == plain.preamble:
+        return []
+    if not fits_context(plain.gguf, shown, recipe.evaluate.max_tokens):
+        return []
+    return [replace(plain, name=f"{plain.name}, teacher's prompt", preamble=shown, prompt="teacher")]
 
 
 def quant_candidates(recipe: Recipe, run: Run) -> list[Candidate]:

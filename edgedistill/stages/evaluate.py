@@ -26,6 +26,7 @@ from .candidates import (
     quant_candidates,
     student_candidate,
     teacher_candidates,
+    whole_prompt_candidate,
 )
 from .contamination import refuse_contamination
 from .scorer_desk import Desk
@@ -49,6 +50,7 @@ def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[st
     people = [
         *teacher_candidates(recipe, run, progress),
         *base_candidates(recipe, run, out, progress),
+        *whole_prompt_candidate(recipe, run),
         student_candidate(recipe, run),
         *quant_candidates(recipe, run),
     ]
@@ -153,7 +155,7 @@ def _of_gguf(
     how = AnswererSettings(cores(), recipe.teach.gpu_layers, prefix_cache=cache)
     with Answerer(person.gguf, person.preamble, schema, how) as answerer:
         sampling = Sampling(recipe.evaluate.max_tokens)
-        jump = person.prompt == "teacher"  # the student answers token by token, as it will on the device
+        jump = person.prompt == "teacher" and person.kind != "student"  # a student answers as on the device
         # closed before the model is: an engine that outlives its weights reads freed memory
         with closing(answerer.complete(todo, sampling, recipe.teach.slots, jump)) as answers:
             yield answers
