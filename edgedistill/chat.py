@@ -9,19 +9,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from datetime import date
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInput
 from .records import Message, read_json
 
-__all__ = ["ChatTemplate", "answer_text", "folder_template", "json_instance", "with_system"]
+__all__ = ["DAY", "ChatTemplate", "answer_text", "folder_template", "json_instance", "with_system"]
 
 FUEL = 5_000_000
 LARGEST_OUTPUT = 4 << 20
 GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 """What marks an answer for training, and writes nothing."""
+DAY = date(2024, 7, 26)
+"""What day it is for a template that asks, always: a prompt, its key and a saved state must not change overnight. It is
+the day that Llama 3.2's template takes where nobody tells it one."""
+OTHER_DAY = date(1999, 12, 31)
 
 
 class ChatTemplate:
@@ -46,6 +51,11 @@ class ChatTemplate:
         asked = (Message("user", "Hi"),)
         whole = self.render((*asked, Message("assistant", "Yes.")), answer_next=False)
         return whole.removeprefix(self.render(asked))
+
+    def shows_the_day(self, messages: Sequence[Message]) -> bool:
+        """Whether the text of this conversation would be another one on another day."""
+        turns = [message.as_dict() for message in messages]
+        return self.render_turns(turns) != self.render_turns(turns, strftime_now=partial(_written, OTHER_DAY))
 
     def render_turns(self, turns: Sequence[dict[str, Any]], answer_next: bool = True, **variables: Any) -> str:
         """The same for turns with more than a role and a text, and for what some templates know besides.
@@ -139,12 +149,23 @@ def _environment(source: str) -> Any:
     )
     environment.fuel = FUEL
     environment.add_global("raise_exception", _refuse)
+    environment.add_global("strftime_now", partial(_written, DAY))
     return environment
 
 
 def _neutral(tag: re.Match[str]) -> str:
     """A tag that changes as little as the other does: blanks and line ends around it."""
     return f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}"
+
+
+def _written(day: date, form: Any) -> str:
+    """The day as a template asks for it."""
+    try:
+        return day.strftime(form)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"chat template: strftime_now({form!r:.40}): {error}", "The model's own template is at fault."
+        ) from error
 
 
 def _refuse(reason: str) -> None:

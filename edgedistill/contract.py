@@ -182,7 +182,7 @@ class BenchSettings(Table):
     cache: Literal["warm", "cold", "cached-prefix"] = "cached-prefix"
     """What a request finds: the model and what all prompts begin with, the model alone (`warm`), or not even that."""
     threads: Annotated[StrictInt, Field(ge=0)] = 0
-    """Threads that compute; 0 is all physical cores."""
+    """Threads that compute, here and in the packaged server; 0 is all physical cores here, and its own choice there."""
 
     @field_validator("target_ms")
     @classmethod

@@ -29,7 +29,7 @@ from .stages.fitting import require_fit
 from .stages.imported import require_prunable
 from .stages.judging import judge_teacher
 from .stages.lengths import require_timed
-from .stages.parity import require_safe_template
+from .stages.parity import day_note, require_safe_template
 from .stages.privacy import require_private
 from .stages.prompt_source import longest_source_prompt, prompt_source, source_prompts
 from .stages.prompts import prompts_read
@@ -290,6 +290,7 @@ def _student(recipe: Recipe, run: Run) -> str:
         ChatTemplate(str(in_gguf.get("tokenizer.chat_template", ""))) if in_gguf else folder_template(identity.path)
     )
     require_safe_template(str(identity.path), template, template, recipe.export.allow_template)
+    stays += day_note(template, recipe.student.system)
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF{stays}"
     longest = longest_source_prompt(recipe)

@@ -128,6 +128,33 @@ def test_a_template_that_refuses_a_conversation_is_quoted_on_one_line() -> None:
     assert caught.value.message == "chat template:  [2J red"
 
 
+DATED = (
+    "{% if messages[0].role != 'system' %}Today is {{ strftime_now('%B %d, %Y') }}. {% endif %}"
+    "{{ messages[-1].content }}"
+)
+LLAMA = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today Date: {{ date_string }}"
+)
+
+
+def test_a_template_that_asks_for_the_day_is_always_told_the_same_one() -> None:
+    asked = (Message("user", "hi"),)
+    assert ChatTemplate(DATED).render(asked) == "Today is July 26, 2024. hi"
+    assert ChatTemplate(DATED).shows_the_day(asked)
+    assert not ChatTemplate(DATED).shows_the_day(with_system("", asked))
+    assert ChatTemplate(LLAMA).render(asked) == "Today Date: 26 Jul 2024", "as where nobody tells it"
+    assert ChatTemplate(LLAMA).shows_the_day(with_system("", asked))
+    assert ChatTemplate(LLAMA).render_turns([], date_string="1 May") == "Today Date: 1 May"
+
+
+@pytest.mark.parametrize("form", ["7", "'\\ud800'", "messages"])
+def test_a_form_of_the_day_that_cannot_be_is_refused(form: str) -> None:
+    with pytest.raises(InvalidInput, match="chat template"):
+        ChatTemplate(f"{{{{ strftime_now({form}) }}}}").render((Message("user", "hi"),))
+
+
 def test_a_model_without_a_template_is_refused() -> None:
     with pytest.raises(InvalidInput, match="no chat template"):
         ChatTemplate("")

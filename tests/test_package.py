@@ -280,6 +280,7 @@ def test_the_modelfile_says_how_to_run_it() -> None:
         'SYSTEM """Say\n"JSON"."""\n'
         'LICENSE """The licence\n"""\n'
     )
+    assert "PARAMETER num_predict 24\nPARAMETER num_thread 3\n" in modelfile(device(threads=3), [])
     with pytest.raises(InvalidInput, match="Modelfile"):
         modelfile(device(system='a """ b'), [])
 
@@ -307,6 +308,14 @@ def test_a_name_of_a_licence_outside_the_table_goes_into_the_card(packed: Packed
     licence = vet_licence("my-terms", "student", "my-terms")
     card = model_card(device(student=licence), document(packed[0], packed[1]))
     assert 'license: other\nlicense_name: "my-terms"' in card
+
+
+def test_the_card_says_where_the_prompt_has_the_day_in_it(packed: Packed) -> None:
+    from edgedistill.report.summary import document
+
+    found = document(packed[0], packed[1])
+    assert "2024-07-26" not in model_card(device(), found)
+    assert "It was 2024-07-26 in training" in model_card(device(), {**found, "parity": {"dated": True}})
 
 
 def fake_server(folder: Path, help_text: str) -> dict[str, str]:
@@ -344,7 +353,16 @@ def test_an_older_server_is_not_given_options_it_does_not_know(tmp_path: Path) -
     arguments = (tmp_path / "bin" / "args").read_text(encoding="utf-8").split()
     assert "--cors-origins" not in arguments
     assert "--json-schema-file" not in arguments
+    assert "--threads" not in arguments
     assert arguments[-1] == "9000"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_a_server_has_the_threads_that_its_latency_was_promised_for(tmp_path: Path) -> None:
+    (tmp_path / "serve.sh").write_text(serve_script(device(threads=3)), encoding="utf-8")
+    subprocess.run(["sh", str(tmp_path / "serve.sh")], env=fake_server(tmp_path / "bin", "--host HOST"), check=True)
+    arguments = (tmp_path / "bin" / "args").read_text(encoding="utf-8").split()
+    assert arguments[arguments.index("--threads") + 1] == "3"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")

@@ -12,7 +12,7 @@ from ..errors import InvalidInput
 from ..llamacpp.calibration import BUSY
 from ..llamacpp.tuning import Case, tune
 from ..recipe import load_recipe
-from ..run import orderly_stop
+from ..run import cores, orderly_stop
 from ..stages.answering import kept_tunings, recipe_subject
 from .answer import subject_of
 from .progress import Bars
@@ -50,7 +50,13 @@ def _lines(found: dict[str, Any]) -> list[str]:
         )
     if found["busy"] > BUSY:
         lines.append(f"warning: others took {found['busy']:.0%} of the machine meanwhile; tune again when it is quiet")
-    return [*lines, _guessing(found["speculation"], measured["step_ms_by_rows"])]
+    lines.append(_guessing(found["speculation"], measured["step_ms_by_rows"]))
+    if best["threads"] != cores():
+        lines.append(
+            f"edgedistill answer runs so from now on; to promise a latency with {best['threads']} threads, and to have "
+            f"the packaged server run with them, set bench.threads = {best['threads']} in the recipe"
+        )
+    return lines
 
 
 def _times(measured: dict[Any, float]) -> str:

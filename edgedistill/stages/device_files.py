@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..chat import DAY
 from ..errors import InvalidInput
 from ..models import Licence
 from ..models.catalogue import CATALOGUE
@@ -34,6 +35,8 @@ class Device:
     student: Licence
     others: tuple[Licence, ...] = ()
     """Of the teachers after the first."""
+    threads: int = 0
+    """Threads that the recipe's latency is promised for; 0 leaves them to the server."""
 
     @property
     def licences(self) -> dict[str, Licence]:
@@ -58,6 +61,8 @@ def modelfile(device: Device, licence_texts: Iterable[str]) -> str:
     """
     lines = [f"FROM ./{device.file}", "PARAMETER temperature 0", f"PARAMETER num_ctx {device.context}"]
     lines.append(f"PARAMETER num_predict {device.max_tokens}")
+    if device.threads:
+        lines.append(f"PARAMETER num_thread {device.threads}")
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in device.stops]
     if device.system:
         lines.append(f"SYSTEM {_quoted(device.system)}")
@@ -74,6 +79,7 @@ def _quoted(text: str) -> str:
 def serve_script(device: Device) -> str:
     """A POSIX shell script that serves the model with llama-server, to this machine alone."""
     schema = f" --json-schema-file {device.schema_file}" if device.schema_file else ""
+    threads = f" --threads {device.threads}" if device.threads else ""
     return f"""#!/bin/sh
 # Serves {device.name} to this machine: POST http://127.0.0.1:8080/v1/chat/completions
 # Another port: PORT=9000 ./serve.sh. Further options of llama-server can follow.
@@ -88,7 +94,7 @@ if llama-server --help 2>&1 | grep -q -e --cors-origins; then
   set -- --cors-origins localhost "$@"
 fi
 exec llama-server -m {device.file} --jinja --temp 0 --ctx-size {device.context} --n-predict {device.max_tokens} \\
-  --parallel 1 --no-webui --no-slots{schema} \\
+  --parallel 1 --no-webui --no-slots{threads}{schema} \\
   --host 127.0.0.1 --port "${{PORT:-8080}}" "$@"
 """
 
@@ -98,7 +104,7 @@ def model_card(device: Device, document: dict[str, Any]) -> str:
     parts = [
         _front_matter(device, document),
         f"# {device.name}\n\n{_what_it_is(document)}",
-        f"## Use\n\n{_use(device)}",
+        f"## Use\n\n{_use(device, document['parity'].get('dated', False))}",
         f"## Evaluation\n\n{_evaluation(document)}",
         f"## Latency\n\n{_latency(document)}",
         f"## Data\n\n{_data(document)}",
@@ -160,7 +166,7 @@ def _teacher(model: dict[str, Any]) -> str:
     return f"`{model['name']}` (sha256 `{model['sha256']}`)"
 
 
-def _use(device: Device) -> str:
+def _use(device: Device, dated: bool) -> str:
     system = json.dumps({"role": "system", "content": device.system}, ensure_ascii=False)
     text = (
         "`sh serve.sh` serves it with llama.cpp's llama-server; "
@@ -172,6 +178,11 @@ def _use(device: Device) -> str:
         text += (
             f"\n\nAnswers were measured while decoded under `{device.schema_file}`. `serve.sh` does that by itself; "
             "Ollama does it when a request has the schema as its `format`."
+        )
+    if dated:
+        text += (
+            f"\n\nThe chat template writes the day into the prompt. It was {DAY.isoformat()} in training and in every "
+            "measurement, as it is in `edgedistill answer`; a server writes the real one, which the model has not seen."
         )
     return text
 

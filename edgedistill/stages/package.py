@@ -125,6 +125,7 @@ def _device(recipe: Recipe, run: Run, source: Path, quant: str) -> Device:
         teacher=taught[0],
         student=learnt,
         others=tuple(taught[1:]),
+        threads=recipe.bench.threads,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..chat import ChatTemplate
+from ..chat import DAY, ChatTemplate, with_system
 from ..errors import GateMissed, Unsafe
 from ..llamacpp.model import LlamaModel
 from ..records import Message, common_length, read_json
@@ -15,7 +15,7 @@ from ..students.encode import Encoder
 from .probe_corpus import Rendered, rendered
 from .template_lint import content_branches
 
-__all__ = ["probe_texts", "prove_tokens", "require_safe_template", "template_sha256"]
+__all__ = ["day_note", "probe_texts", "prove_tokens", "require_safe_template", "template_sha256"]
 
 PROBE_TEXTS = (
     "Hello, world!",
@@ -63,6 +63,7 @@ def prove_tokens(folder: Path, gguf: Path, conversations: Sequence[Sequence[Mess
                 )
     return {
         "texts": len(texts),
+        "dated": any(map(template.shows_the_day, conversations)),
         "tokens_equal": True,
         "conversations": _told(corpus),
         "end_token": end,
@@ -96,6 +97,13 @@ def require_safe_template(where: str, template: ChatTemplate, base: ChatTemplate
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise Unsafe(f"{where}: its chat template reacts to what a message says: {found[0][:80]}{more}", hint)
+
+
+def day_note(template: ChatTemplate, system: str) -> str:
+    """What to know where the student's prompts have the day in them, for a line of `check`; "" where they have not."""
+    if not template.shows_the_day(with_system(system, (Message("user", "Hi"),))):
+        return ""
+    return f"; its template writes the day, which is always {DAY.isoformat()} here, and the real one on a server"
 
 
 def _same_ids(text: str, ours: Sequence[int], theirs: Sequence[int], gguf: Path) -> None:
