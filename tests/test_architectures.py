@@ -48,6 +48,9 @@ def test_llama_cpp_reads_and_computes_what_transformers_does_and_the_way_back_is
     with torch.no_grad():
         ours = np.stack([model(torch.tensor([row])).logits[0, -1].numpy() for row in ROWS])
     assert kl_divergence(ours, next_token_logits(gguf.path, ROWS, threads=1)).max() < 1e-4
+    from edgedistill.students.torch_streamed import streamed_logits
+
+    assert np.abs(streamed_logits(folder, ROWS) - ours).max() < 1e-4
     back = tmp_path / "back"
     import_gguf(gguf.path, back, silent)
     again = written(back, tmp_path / "again.gguf")

@@ -44,6 +44,7 @@ LIBRARIES = {
     "mlx": {"students", "teachers"},
     "mlx_lm": {"students", "teachers"},
     "httpx2": {"models", "teachers"},
+    "accelerate": {"students"},
     "peft": {"students"},
     "tokenizers": {"students", "teachers"},
     "safetensors": {"students"},

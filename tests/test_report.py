@@ -124,7 +124,12 @@ def test_without_right_answers_the_teacher_is_the_measure() -> None:
 
 @pytest.mark.parametrize(
     ("whole", "ratio", "verdict", "passed"),
-    [(0.3, 0.9, "accepted", True), (1.0, 0.9, "inconclusive", None), (1.0, 0.99, "rejected", False)],
+    [
+        (0.0, 0.9, "accepted", True),
+        (0.3, 0.9, "accepted", True),
+        (1.0, 0.9, "inconclusive", None),
+        (1.0, 0.99, "rejected", False),
+    ],
 )
 def test_a_short_prompt_must_be_shown_to_lose_nothing(
     whole: float, ratio: float, verdict: str, passed: bool | None
@@ -137,8 +142,8 @@ def test_a_short_prompt_must_be_shown_to_lose_nothing(
     found = judge(people, result_rows([*people, own, prompted]), accept, BENCH, names)
     (bar,) = [one for one in found.bars["student Q8_0"] if one.name == "own_prompt"]
     assert (found.verdict, bar.passed) == (verdict, passed)
-    assert "with the student's own prompt" in bar.sentence
-    assert f"of the {100 * whole:.0f} %" in bar.sentence
+    assert ("with the student's own prompt" if whole else "nothing to lose") in bar.sentence
+    assert f"of the {100 * whole:.0f} %" in bar.sentence or not whole
     unasked = judge(
         people, result_rows([*people, own, prompted]), ACCEPT.model_copy(update={"of_whole_prompt": 0.0}), BENCH, names
     )

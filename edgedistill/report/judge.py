@@ -190,6 +190,10 @@ def _of_whole_prompt(prompts: tuple[str, str], rows: Sequence[Row], accept: Acce
     ratio = accept.of_whole_prompt
     if not ratio or not mine or len(mine) != len(whole):
         return
+    if not any(whole):
+        text = f"With the teacher's whole prompt the student scores 0 on all of {len(whole)} rows: nothing to lose."
+        yield Bar("own_prompt", True, text, is_score=True)
+        return
     decision = _relative(mine, whole, ratio, accept.confidence)
     own, other = sum(mine) / len(mine), sum(whole) / len(whole)
     text = f"{_what(mine, whole)} {percent(own)} of {len(mine)} rows with the student's own prompt, before quantizing"

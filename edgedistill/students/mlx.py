@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..recipe import TrainSettings
 from . import Report, TrainingData
 from .mlx_memory import peak_bytes
-from .mlx_model import compute_dtype, loaded, must_be_plain
+from .mlx_model import body_of, compute_dtype, head_of, loaded, must_be_plain
 from .mlx_session import MlxSession
 from .training import run_training
 
@@ -54,6 +54,14 @@ class MlxStudent:
         }
 
     def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""
-        model = loaded(folder, mx.float32)
-        return np.stack([np.array(model(mx.array([list(row)]))[0, -1]) for row in rows])
+        """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary).
+
+        Each weight is read and made float32 when its turn comes, and dropped behind it: they need not fit together.
+        """
+        model = loaded(folder, mx.float32, lazy=True)
+        ends = [len(row) - 1 for row in rows]
+        # nothing looks ahead, so that what stands behind a shorter row does not reach it
+        tokens = mx.array([[*row, *[0] * (max(ends) + 1 - len(row))] for row in rows])
+        found = head_of(model).logits(body_of(model)(tokens)[mx.arange(len(rows)), mx.array(ends)])
+        del model  # a weight that only the computation holds is freed once it has been used
+        return np.array(found)

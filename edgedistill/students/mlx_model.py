@@ -35,18 +35,19 @@ def compute_dtype() -> mx.Dtype:
     return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.bfloat16
 
 
-def loaded(folder: Path, dtype: mx.Dtype) -> Any:
-    """The model in a folder; none of the folder's code runs.
+def loaded(folder: Path, dtype: mx.Dtype, lazy: bool = False) -> Any:
+    """The model in a folder; none of the folder's code runs. Where it is `lazy`, weights are read when they are needed.
 
     Raises InvalidInput where mlx-lm does not know the architecture, or not with this config.
     """
     try:
-        model, _ = load_model(folder, model_config=named_as_before(read_json(folder / "config.json")))
+        model, _ = load_model(folder, lazy, model_config=named_as_before(read_json(folder / "config.json")))
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidInput(f"{folder}: mlx-lm cannot load it: {reason}", OTHER_BACKEND) from error
     model.set_dtype(dtype)
-    mx.eval(model.parameters())
+    if not lazy:
+        mx.eval(model.parameters())
     return model
 
 

@@ -29,6 +29,7 @@ from .torch_chunks import with_chunks
 from .torch_compile import compile_layers, require_cuda
 from .torch_head import HeadRows, head_loss
 from .torch_memory import free_bytes, peak_bytes, step_cost, used_bytes
+from .torch_streamed import float32_fits, streamed_logits
 from .training import ROOM, Loss, fitting, run_training
 
 __all__ = ["TorchStudent", "load", "pretrained"]
@@ -66,8 +67,13 @@ class TorchStudent:
         return {**summary, "trained_parameters": session.size, "dtype": dtype, "peak_memory_bytes": peak_bytes()}
 
     def logits(self, folder: Path, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary)."""
+        """Next-token logits after each row of token ids: float32 of shape (rows, vocabulary).
+
+        They are computed in float32 whatever the memory: weights that do not fit are read layer by layer.
+        """
         torch.set_num_threads(cores())
+        if not float32_fits(folder):
+            return streamed_logits(folder, rows)
         model = pretrained(folder, torch.float32)
         with torch.inference_mode():
             found = [model(torch.tensor([list(row)]), use_cache=False).logits[0, -1] for row in rows]
