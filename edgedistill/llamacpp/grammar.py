@@ -76,7 +76,10 @@ class GrammarState:
     def allowed(self) -> NDArray[np.intp]:
         """Ids of the tokens that may come next."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        return np.flatnonzero(np.unpackbits(mask, bitorder="little")[: self._vocab_size])
+        some = np.flatnonzero(mask)  # most of the time few tokens may come: only their bytes are looked into
+        places, bits = np.nonzero(np.unpackbits(mask[some], bitorder="little").reshape(-1, 8))
+        ids = some[places] * 8 + bits
+        return ids[: np.searchsorted(ids, self._vocab_size)]
 
     def accept(self, token: int) -> None:
         if not self._matcher.consume_token(token):
