@@ -33,10 +33,12 @@ from edgedistill.llamacpp.shapes import (
     types_of_gguf,
     write_shaped,
 )
+from edgedistill.models import identify
 from edgedistill.models.catalogue import CATALOGUE
 from edgedistill.recipe import load_recipe
 from edgedistill.run import Run, cores
 from edgedistill.stages.fitting import CONFIGS, kept_profiles, require_fit
+from edgedistill.stages.grammar_cost import choosing_ns
 
 KINDS = ("F16", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1")
 
@@ -89,6 +91,26 @@ def test_more_tokens_take_longer_and_the_limits_hold(prompt: int, output: int, s
     limit = told.e2e_ms * 1.001
     assert longest_answer(shape, types, here, prompt, limit, shared) >= 0.9 * output - 1
     assert longest_prompt(shape, types, here, output, limit, shared) >= prompt
+
+
+def test_choosing_a_token_is_paid_at_every_token() -> None:
+    shape = shape_of_config("smollm2-135m-instruct", CONFIGS["smollm2-135m-instruct"])
+    types = {tensor: "Q8_0" if len(dims) > 1 else "F32" for tensor, dims in shape.tensors.items()}
+    free, held = (forecast(shape, types, replace(profile(), choosing=ns), 40, 20) for ns in (0.0, 1e6))
+    assert (held.ttft_ms - free.ttft_ms, held.tpot_ms - free.tpot_ms) == (pytest.approx(1), pytest.approx(1))
+    assert held.e2e_ms - free.e2e_ms == pytest.approx(20)
+
+
+def test_what_the_schema_takes_is_measured_on_the_right_answers(pico_recipe: Path, models: PicoModels) -> None:
+    recipe = load_recipe(pico_recipe)
+    student, other = (identify(str(path), ("hf", "gguf"), True) for path in (models.student, models.teacher))
+    assert choosing_ns(recipe, student) > 0
+    assert choosing_ns(recipe, other) > 0
+    free = recipe.model_copy(update={"schema_file": None})
+    assert choosing_ns(free, student) == 0
+    evaluation = recipe.file(recipe.evaluate.file)
+    evaluation.write_text('{"messages": [{"role": "user", "content": "x"}], "expected": {"no": "such"}}\n')
+    assert choosing_ns(recipe, student) == 0
 
 
 def test_every_model_of_the_catalogue_has_a_shape_or_no_way_to_become_a_student() -> None:

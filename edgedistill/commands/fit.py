@@ -28,6 +28,7 @@ from ..stages.fitting import (
     types_asked,
     what_would_do,
 )
+from ..stages.grammar_cost import choosing_ns
 from .progress import Bars
 from .target import target_ms
 
@@ -58,6 +59,8 @@ def fit_target(target: str, options: FitOptions, as_json: bool, quiet: bool, off
     if identity.format == "gguf" and identity.path is not None and target.endswith(".gguf"):
         types = {"as it is": types_of_gguf(identity.path), **types}
     profile = _profile(options, shape, types, quiet)
+    if options.device is None and _is_recipe(Path(target)):
+        profile = replace(profile, choosing=choosing_ns(load_recipe(Path(target)), identity))
     found = fit(shape, types, profile, ask)
     if as_json:
         click.echo(json.dumps(found))
@@ -68,9 +71,8 @@ def fit_target(target: str, options: FitOptions, as_json: bool, quiet: bool, off
 
 def _asked(target: str, options: FitOptions, offline: bool) -> tuple[Identity, Ask, Sequence[str]]:
     """The model, the request and the quants."""
-    path = Path(target)
-    if path.suffix == ".toml" or (path / "recipe.toml").is_file():
-        recipe = load_recipe(path)
+    if _is_recipe(Path(target)):
+        recipe = load_recipe(Path(target))
         identity = identify(recipe.reference("student"), ("hf", "gguf"), offline)
         ask, quants = ask_of_recipe(recipe, identity), types_asked(recipe)
     else:
@@ -80,6 +82,10 @@ def _asked(target: str, options: FitOptions, offline: bool) -> tuple[Identity, A
     if options.target is not None:
         ask = replace(ask, limit_ms=target_ms(options.target)[1])
     return identity, ask, options.quants or quants
+
+
+def _is_recipe(path: Path) -> bool:
+    return path.suffix == ".toml" or (path / "recipe.toml").is_file()
 
 
 def _profile(options: FitOptions, shape: Shape, types: dict[str, dict[str, str]], quiet: bool) -> Profile:
@@ -106,6 +112,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     ]
     width = max(len(row["quant"]) for row in found["quants"])
     lines += [f"  {row['quant']:{width}}  {_row(row)}" for row in found["quants"]]
+    if found["choosing_ms"]:
+        lines.append(f"  with {found['choosing_ms']:.2f} ms a token for holding answers to the schema")
     if machine["busy"] > BUSY:
         lines.append(f"  warning: others took {machine['busy']:.0%} of the machine while it was measured")
     if all(row["meets"] == "no" for row in found["quants"]):

@@ -1,8 +1,9 @@
 """How long a model will take on a machine, and how much memory, before there is a model: shape times profile.
 
 A pass of n rows takes the sum over matrices of weights x cost(type, n), a layer's own cost x layers, and attention's
-cost x n x tokens in front. TTFT is the passes over the prompt, TPOT the mean of the steps behind it; end to end is
-their sum over the request. The text's own handling (template, tokenizer: some 0.3 ms) is left out.
+cost x n x tokens in front. Under a schema, choosing a token takes its time besides. TTFT is the passes over the prompt,
+TPOT the mean of the steps behind it; end to end is their sum over the request. The text's own handling (template,
+tokenizer: some 0.3 ms) is left out.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def forecast(
         _pass_ms(shape, types, profile, min(MICRO_BATCH, prompt - start), shared + start)
         for start in range(0, prompt, MICRO_BATCH)
     )
+    ttft += profile.choosing * TO_MS
     steps = max(0, output - 1)
-    tpot = _pass_ms(shape, types, profile, 1, shared + prompt + steps // 2)
+    tpot = _pass_ms(shape, types, profile, 1, shared + prompt + steps // 2) + profile.choosing * TO_MS
     size = file_bytes(shape, types)
     kv = shape.kv_bytes * -(-(shared + prompt + output) // 256) * 256
     memory = size + kv + PROCESS_BYTES + LOADED_BYTES * shape.tensors["token_embd.weight"][0]
