@@ -38,6 +38,11 @@ CONTRAST = """
   return worst;
 })()
 """
+# headings inside a table that are cut off where the table scrolls
+CUT = """
+[...document.querySelectorAll('tr.group span')].filter(
+  e => e.getBoundingClientRect().right > document.documentElement.clientWidth).map(e => e.textContent)
+"""
 FOLDED = "[...document.querySelectorAll('details')].filter(e => !e.lastElementChild.checkVisibility()).length"
 COLOURS = "getComputedStyle(document.body).backgroundColor"
 
@@ -67,6 +72,8 @@ def test_it_fits_every_width_and_is_easy_to_read_in_light_and_dark(page: Page, w
     unfold(page, True)
     assert page.value(OVERFLOW) <= 0
     assert page.value(OUTSIDE) == []
+    assert page.value(CUT) == []
+    assert page.value("document.querySelectorAll('tr.group span').length") == 2
     ratio, text = page.value(CONTRAST)
     assert ratio >= 4.5, text
 
