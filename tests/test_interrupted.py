@@ -89,7 +89,7 @@ def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(models: Pi
             "training 3",
             "training 7",
             "merging 0",
-            "evaluating student F16 150",
+            "evaluating student F16 190",
         ):
             killed_at(host, line, source.uniform(0.0, 0.02))
     ran = run_again(copy)
