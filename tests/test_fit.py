@@ -109,7 +109,7 @@ def test_what_the_schema_takes_is_measured_on_the_right_answers(pico_recipe: Pat
     free = recipe.model_copy(update={"schema_file": None})
     assert choosing_ns(free, student) == 0
     evaluation = recipe.file(recipe.evaluate.file)
-    evaluation.write_text('{"messages": [{"role": "user", "content": "x"}], "expected": {"no": "such"}}\n')
+    evaluation.write_text('{"messages": [{"role": "user", "content": "x"}], "expected": "no object"}\n')
     assert choosing_ns(recipe, student) == 0
 
 
