@@ -277,14 +277,16 @@ def _pieces(tensor: _Planned) -> Iterator[NDArray[np.float16] | Rows]:
         return
     steps = [(0, tensor.shape[0])] if tensor.heads else weights.row_steps(tensor.shape)
     for first, last in steps:
-        rows = weights.read_rows(tensor.source, first, last).reshape(last - first, *tensor.shape[1:])
+        is_as_stored = tensor.stored == tensor.source.dtype == "F16" and not tensor.plus
+        read = weights.read_stored if is_as_stored else weights.read_rows
+        rows = read(tensor.source, first, last).reshape(last - first, *tensor.shape[1:])
         if tensor.heads:
             rows = pairwise(rows, tensor.heads)
         if tensor.plus:
             rows = rows + np.float32(tensor.plus)
         with np.errstate(over="ignore"):
-            data = rows if tensor.stored == "F32" else rows.astype(np.float16)
-        if not np.isfinite(data).all():
+            data = rows if tensor.stored == "F32" else rows.astype(np.float16, copy=False)
+        if not weights.is_finite(data):
             raise GateMissed(
                 f"{tensor.source.file}: tensor '{tensor.source.name}' holds NaN or values beyond F16's 65504",
                 "The training has diverged: lower train.learning_rate and train again.",

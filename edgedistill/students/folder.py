@@ -42,8 +42,8 @@ class FolderWeights:
     dtype: Literal["float16", "float32"]
     shapes: dict[str, tuple[int, ...]]
     """In the order of the files."""
-    pieces: Callable[[str], Iterable[Rows]]
-    """A tensor's rows in order, as float32 arrays of any number of rows."""
+    pieces: Callable[[str], Iterable[Rows | NDArray[np.float16]]]
+    """A tensor's rows in order, as float32 or float16 arrays of any number of rows."""
 
     def bytes_of(self, name: str) -> int:
         return math.prod(self.shapes[name]) * SIZES[STORED[self.dtype]]

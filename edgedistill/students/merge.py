@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import EdgeDistillError
-from ..llamacpp.weights import Tensor, find_tensors, read_rows, row_steps
+from ..llamacpp.weights import Tensor, find_tensors, read_rows, read_stored, row_steps
 from ..records import read_json
 from ..run import stop_if_asked
 from .adapter import Adapter, LowRank, low_rank, read_adapter
@@ -39,14 +40,18 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
         learned = read_adapter(adapter)
         modules = _adapted(base, learned, tensors)
 
-    def pieces(name: str) -> Iterator[Rows]:
+    def pieces(name: str) -> Iterator[Rows | NDArray[np.float16]]:
         stop_if_asked()
         update = low_rank(learned, modules[name]) if learned is not None and name in modules else None
         for first, last in row_steps(tensors[name].shape):
+            if update is None and tensors[name].dtype == "F16":  # nothing to compute, and checked when it is written
+                yield read_stored(tensors[name], first, last)
+                continue
             rows = read_rows(tensors[name], first, last)
             if update is not None:
                 rows = updated(rows, update, first, last)
-            if not np.abs(rows).max(initial=0.0) <= LARGEST_FLOAT16:  # NaN is not either
+            largest = max(rows.max(initial=0.0), -rows.min(initial=0.0))
+            if not largest <= LARGEST_FLOAT16:  # NaN is not either
                 raise OverflowError(name)
             yield rows
 
@@ -61,7 +66,9 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
 
 def updated(rows: Rows, update: LowRank, first: int, last: int) -> Rows:
     """Rows `first` to `last` (exclusive) of a matrix with its update, float32 of the same shape."""
-    found: Rows = rows + update.b[first:last] @ update.a * np.float32(update.scale)
+    found: Rows = update.b[first:last] @ update.a
+    found *= np.float32(update.scale)
+    found += rows
     if update.lengths is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
             found *= (update.lengths[first:last] / np.linalg.norm(found, axis=1))[:, None]
