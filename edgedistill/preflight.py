@@ -116,20 +116,20 @@ def _schema(recipe: Recipe, run: Run) -> str:
 def _several(recipe: Recipe, run: Run) -> str:
     """How many answers a prompt gets, and what becomes of them."""
     settings = recipe.curate
-    verified = settings.combine == "best" and settings.verifier is not None
-    command = " ".join(verifier_command(settings, recipe.path.parent)) if verified else ""
+    command = " ".join(verifier_command(settings, recipe.path.parent)) if settings.verifier is not None else ""
+    passes = f", if it passes {command} ({confinement()})" if command else ""
     count = recipe.teach.samples * len(recipe.teachers)
     if count == 1:
-        return f"one to each prompt{f', if it passes {command}' if verified else ''}"
+        return f"one to each prompt{passes}"
     how = {
         "vote": f"a vote on {'whole answers' if settings.vote_by == 'answer' else 'each field'}"
         + (f", at least {settings.agreement:g} of the votes" if settings.agreement else ""),
         "agree": "kept where all are equal",
-        "best": f"the best by {command}" if verified else "the first valid one",
+        "best": "the best" if command else "the first valid one",
         "union": "every different one is kept",
     }
     of = f" of each of {len(recipe.teachers)} teachers" if len(recipe.teachers) > 1 else ""
-    return f"{recipe.teach.samples}{of} to each prompt; {how[settings.combine]}"
+    return f"{recipe.teach.samples}{of} to each prompt; {how[settings.combine]}{passes}"
 
 
 def _targets(recipe: Recipe, run: Run) -> str:
@@ -191,7 +191,7 @@ def _scorer(recipe: Recipe, run: Run) -> str:
     """Whether the scorer can work: its command is a program, its judge a model that is there."""
     settings = recipe.evaluate
     if settings.scorer == "command":
-        return f"{' '.join(scorer_command(recipe))}: {confinement(settings)}"
+        return f"{' '.join(scorer_command(recipe))}: {confinement()}"
     if settings.scorer == "judge":
         judge = judge_teacher(recipe)
         require_teacher(judge)

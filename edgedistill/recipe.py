@@ -144,7 +144,12 @@ class CurateSettings(Table):
     confidence: Share = 0.0
     """For closed answers: the least probability that the teacher gives its answer."""
     verifier: tuple[str, ...] | None = None
-    """For `best`: a command that reads {"messages", "answer"} as JSON and prints a score; no shell is involved."""
+    """A command that reads {"messages", "answer"} as JSON and prints a score or `false`; no shell is involved. With
+    `best` it chooses; otherwise it passes what was chosen."""
+    verifier_seconds: Annotated[StrictFloat, Field(gt=0.0), LATER] = 10.0
+    """... for at most so long an answer ..."""
+    verifier_memory_mb: Annotated[StrictInt, Field(ge=64), LATER] = 2048
+    """... in so much memory."""
     near_duplicate: Share = 0.85
     """As prompts.near_duplicate; lower, so that a stricter screen does not cost the teacher's answers."""
     eval_overlap: Share = 0.8

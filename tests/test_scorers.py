@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Finished
 from pico import pico_gguf
@@ -23,7 +25,7 @@ from edgedistill.report.rows import result_rows
 from edgedistill.run import Run
 from edgedistill.stages.contamination import refuse_contamination
 from edgedistill.stages.judging import SPECIAL, judge_teacher, judged
-from edgedistill.stages.sandbox import checked, run_confined, scorer_command
+from edgedistill.stages.sandbox import Confined, checked, confinement, readable, score_confined, scorer_command
 from edgedistill.stages.scorer_desk import Desk
 from edgedistill.stages.scorers import SCORERS, require_expected, scored
 from edgedistill.store import Store
@@ -115,7 +117,7 @@ def test_a_command_scores_code_by_running_it(tmp_path: Path) -> None:
 
 
 def confined(source: str) -> tuple[float | None, str]:
-    found = run_confined([sys.executable, "-I", "-S", "-c", source], SETTINGS, "{}")
+    found = score_confined(Confined([sys.executable, "-I", "-S", "-c", source], 2.0, 512 << 20), "{}")
     return found.score, found.complaint
 
 
@@ -134,8 +136,8 @@ def test_on_linux_a_command_has_no_network_and_leaves_nothing(tmp_path: Path) ->
     probe = f"open({str(kept)!r}, 'w')"
     if confined("import socket; print(len(socket.if_nameindex()) > 1)") != (0.0, ""):
         pytest.skip("this kernel gives no namespaces")
-    assert "PermissionError" in confined(probe)[1]
-    assert "PermissionError" in confined(f"import os; os.truncate({str(kept)!r}, 0)")[1]
+    for attack in (probe, f"import os; os.truncate({str(kept)!r}, 0)", f"print(open({str(kept)!r}).read())"):
+        assert re.search("PermissionError|FileNotFoundError", confined(attack)[1])
     assert kept.read_text(encoding="utf-8") == "mine"
     mark = f"{os.getpid()}.5"
     outlives = f"import os\nif os.fork(): print(1)\nelse:\n os.setsid()\n os.execlp('sleep', 'sleep', '{mark}')"
@@ -143,6 +145,32 @@ def test_on_linux_a_command_has_no_network_and_leaves_nothing(tmp_path: Path) ->
     time.sleep(0.05)
     running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != "self"]
     assert not any(mark.encode() in line for line in running)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces and Landlock are Linux's")
+def test_on_linux_a_command_cannot_get_away(tmp_path: Path) -> None:
+    if "warning" in confinement():
+        pytest.skip(f"this kernel keeps less: {confinement()}")
+    mark = f"{os.getpid()}.7"
+    free = "import ctypes, os, time\nctypes.CDLL(None).prctl(1, 0)\nos.fork() or os.setsid()\n"
+    flees = f"{free}while '{mark}': time.sleep(1)"
+    assert "longer than 2 s" in confined(flees)[1]
+    assert not any(mark in " ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+    bomb = "import os, time\ntry:\n for _ in range(5000): os.fork() or time.sleep(9)\nexcept OSError: print(1)"
+    assert confined(bomb) == (1.0, "")
+    assert "No such process" in confined(f"import os; os.kill({os.getpid()}, 9)")[1]
+
+
+def test_the_home_folder_is_never_among_what_a_command_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "bin").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PATH", f"{home}/bin:{home}:relative:/usr/bin")
+    found = readable(Confined([sys.executable], 1.0, 1 << 30, (home, tmp_path)))
+    assert str(home / "bin") in found
+    assert not {str(home), str(tmp_path), "/", "relative"} & set(found)
 
 
 def test_a_command_that_is_no_program_is_refused(tmp_path: Path) -> None:

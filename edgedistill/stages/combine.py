@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,16 +16,14 @@ from typing import Any
 
 from ..chat import json_instance
 from ..errors import InvalidInput
-from ..llamacpp.child import child_environment
 from ..recipe import CurateSettings
 from ..records import Completion, Prompt
-from .sandbox import end_session, found_program
+from .sandbox import Confined, beside, found_program, require_posix, run_confined
 
-__all__ = ["Answered", "answer_key", "combined", "verifier_command"]
+__all__ = ["Answered", "answer_key", "combined", "verified", "verifier_command"]
 
 Validator = Callable[[Any], bool]
 
-VERIFIER_SECONDS = 10.0
 ROUNDING = 1e-9
 ABSENT = "absent"  # the key of a field that an answer does not have; no JSON text is this word
 
@@ -54,8 +51,8 @@ def combined(
     Reasons: "cut off", "no valid answer", "teachers disagree", "verifier". `folder` is where the verifier runs.
     Raises InvalidInput where the verifier cannot be started.
     """
-    verified = settings.combine == "best" and settings.verifier is not None
-    if len(answers) == 1 and not verified:
+    is_verified = settings.combine == "best" and settings.verifier is not None
+    if len(answers) == 1 and not is_verified:
         return list(answers)
     whole = [one for one in answers if one.completion.finish_reason == "stop"]
     if not whole:
@@ -66,7 +63,7 @@ def combined(
     if settings.combine == "vote":
         return _voted(usable, len(whole), settings, is_valid)
     if settings.combine == "best":
-        return [usable[0]] if not verified else _best(prompt, usable, verifier_command(settings, folder), folder)
+        return [usable[0]] if not is_verified else _best(prompt, usable, settings, folder) or "verifier"
     different: dict[str, Answered] = {}
     for one in usable:
         different.setdefault(answer_key(one.completion.text), one)
@@ -195,56 +192,37 @@ def _mean(usable: Sequence[Answered], text: str) -> dict[str, float]:
 
 
 def verifier_command(settings: CurateSettings, folder: Path | None) -> list[str]:
-    """The verifier's arguments; a first one that is a file of `folder` is that file.
+    """The verifier's arguments; each that names a file of `folder` is that file.
 
-    Raises InvalidInput where there is no such command.
+    Raises InvalidInput where there is no such command, MissingRequirement where the system has no POSIX limits.
     """
     assert settings.verifier is not None
+    require_posix("curate.verifier")
     if not settings.verifier:
         raise InvalidInput("curate.verifier is empty", 'Name a command: verifier = ["python", "verify.py"].')
-    program, *arguments = settings.verifier
-    beside = (folder or Path()) / program
-    place = str(beside.resolve()) if beside.is_file() else program
-    return [found_program(place, program, "curate.verifier"), *arguments]
+    program, *arguments = (beside([folder or Path()], one) for one in settings.verifier)
+    return [found_program(program, settings.verifier[0], "curate.verifier"), *arguments]
 
 
-def _best(prompt: Prompt, usable: Sequence[Answered], command: list[str], folder: Path | None) -> list[Answered] | str:
+def verified(prompt: Prompt, answer: str, settings: CurateSettings, folder: Path | None) -> tuple[float | None, str]:
+    """The score that the verifier prints; None, with what it did, where that is "false" or no number, or it fails."""
+    command, own = verifier_command(settings, folder), folder or Path()
+    memory = settings.verifier_memory_mb << 20
+    confined = Confined(command, settings.verifier_seconds, memory, (own,), runs_in=own)
+    question = {"messages": [message.as_dict() for message in prompt.messages], "answer": answer}
+    said = run_confined(confined, json.dumps(question, ensure_ascii=False))
+    score = None if said.text is None else _number(said.text)
+    return score, "" if score is not None else said.complaint or f"it printed {(said.text or '')[:60]!r}"
+
+
+def _best(prompt: Prompt, usable: Sequence[Answered], settings: CurateSettings, folder: Path | None) -> list[Answered]:
+    """The first of the answers with the highest score; none, where the verifier passes none."""
     best: tuple[float, Answered] | None = None
     for one in usable:
-        value = _verified(command, folder, prompt, one.completion.text)
+        value, _ = verified(prompt, one.completion.text, settings, folder)
         if value is not None and (best is None or value > best[0]):
             best = value, one
-    return "verifier" if best is None else [best[1]]
-
-
-def _verified(command: list[str], folder: Path | None, prompt: Prompt, answer: str) -> float | None:
-    """The score that the verifier prints; None where it prints "false" or no number, fails, or takes too long.
-
-    No shell, no secret of the environment, and nothing that it starts outlives its time.
-    """
-    question = {"messages": [message.as_dict() for message in prompt.messages], "answer": answer}
-    environment = child_environment()
-    del environment["PYTHONSAFEPATH"]  # a Python script may import what lies beside it
-    try:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise InvalidInput(f"curate.verifier: {command[0]}: {error.strerror}", "Is it a program?") from error
-    with child:
-        try:
-            printed, _ = child.communicate(json.dumps(question, ensure_ascii=False).encode(), VERIFIER_SECONDS)
-        except subprocess.TimeoutExpired:
-            return None
-        finally:
-            end_session(child)
-    return _number(printed.decode("utf-8", errors="replace").strip()) if child.returncode == 0 else None
+    return [] if best is None else [best[1]]
 
 
 def _number(text: str) -> float | None:

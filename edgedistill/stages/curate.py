@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from ..curation import Given, broken_rule
 from ..errors import InvalidInput
 from ..recipe import Recipe
 from ..records import Message, Prompt, iter_prompts, json_lines, sample_of
-from ..run import Progress, Run, write_whole
+from ..run import Progress, Run, cores, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
 from ..sensitive import masked
 from ..similarity import SimilarTexts, in_blocks
-from .combine import Answered, combined
+from .combine import Answered, combined, verified
 from .keys import AnswerKeys
 from .prompts import SAMPLED
 from .streams import rows_file
@@ -101,6 +102,8 @@ class _Screen:
     def judge(self, rows: Sequence[Row]) -> list[list[Answered] | dict[str, str]]:
         """For each row what is learnt of it, or the reason why nothing is, with the id of what it repeats."""
         found: list[list[Answered] | dict[str, str]] = [self._answer(prompt, given) for prompt, given in rows]
+        if self._settings.verifier is not None and self._settings.combine != "best":
+            self._verify(rows, found)
         good = [number for number, verdict in enumerate(found) if isinstance(verdict, list)]
         for number, twin in zip(good, self._eval.twins([rows[number][0].text for number in good]), strict=True):
             if twin is not None:
@@ -112,6 +115,27 @@ class _Screen:
                 reason = "exact duplicate" if twin.is_exact else "near duplicate"
                 found[number] = {"reason": reason, "of": twin.id}
         return found
+
+    def _verify(self, rows: Sequence[Row], found: list[list[Answered] | dict[str, str]]) -> None:
+        """Take out each answer that the verifier does not pass; as many at a time as there are cores."""
+        chosen = [(number, one) for number, verdict in enumerate(found) if isinstance(verdict, list) for one in verdict]
+        good: dict[int, list[Answered]] = {number: [] for number, _ in chosen}
+        complaints: dict[int, str] = {}
+
+        def verdict(pair: tuple[int, Answered]) -> tuple[float | None, str]:
+            return verified(rows[pair[0]][0], pair[1].completion.text, self._settings, self._folder)
+
+        with ThreadPoolExecutor(cores()) as pool:
+            try:
+                for (number, one), (score, complaint) in zip(chosen, pool.map(verdict, chosen), strict=True):
+                    if score is not None:
+                        good[number].append(one)
+                    complaints.setdefault(number, complaint)
+                    stop_if_asked()
+            finally:
+                pool.shutdown(cancel_futures=True)
+        for number, left in good.items():
+            found[number] = left or {"reason": "verifier", "what": complaints[number]}
 
     def _answer(self, prompt: Prompt, given: list[Answered]) -> list[Answered] | dict[str, str]:
         if not given:

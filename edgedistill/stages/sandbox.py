@@ -16,29 +16,79 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from shutil import which
 
 from ..errors import InvalidInput, MissingRequirement
-from ..recipe import EvaluateSettings, Recipe
+from ..recipe import Recipe
 from ..records import Prompt
 from ..run import cores, stop_if_asked
 
-__all__ = ["Checked", "checked", "confinement", "end_session", "found_program", "run_confined", "scorer_command"]
+__all__ = [
+    "Confined",
+    "Said",
+    "beside",
+    "checked",
+    "confinement",
+    "found_program",
+    "readable",
+    "require_posix",
+    "run_confined",
+    "score_confined",
+    "scorer_command",
+]
 
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT")
 LONGEST_COMPLAINT = 300
 OUTPUT_BYTES = 1 << 16
 PROBE = """
-import socket, sys
-found = 1 if any(name != "lo" for _, name in socket.if_nameindex()) else 0
-try:
-    open(sys.argv[1] + "/file", "w").close()
-    found += 2
-except OSError:
-    pass
-print(found / 4)
+import os, socket, sys
+found = ["network"] if any(name != "lo" for _, name in socket.if_nameindex()) else []
+for what, path, mode in (("write", "file", "w"), ("read", "mine", "r")):
+    try:
+        open(os.path.join(sys.argv[1], path), mode).close()
+        found.append(what)
+    except OSError:
+        pass
+print("found:", *found)
 """
+OPEN = {"network": "reaches the network", "write": "may write anywhere", "read": "may read your files"}
+# what a program needs of the system to start at all; nothing of it tells about the user
+SYSTEM = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"),
+    *(
+        "/etc/alternatives",
+        "/etc/localtime",
+        "/etc/ssl/certs",
+        "/etc/ssl/openssl.cnf",
+        "/nix/store",
+        "/System",
+        "/Library",
+    ),
+)
+INSTALLED = ("bin", "sbin", "lib", "lib64", "libexec", "pyvenv.cfg")
+"""What an installation has in its folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confined:
+    """A command, and what it is given: seconds, bytes of memory, and folders that it may read."""
+
+    command: Sequence[str]
+    seconds: float
+    memory: int
+    folders: tuple[Path, ...] = ()
+    runs_in: Path | None = None
+    """One of these; left out, it runs in the folder that is gone afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command printed, or None with what went wrong."""
+
+    text: str | None
+    complaint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +104,17 @@ def scorer_command(recipe: Recipe) -> list[str]:
 
     Raises InvalidInput where there is no such program, MissingRequirement where the system has no POSIX limits.
     """
-    if sys.platform == "win32":
-        raise MissingRequirement("evaluate.command needs POSIX limits", "Score on Linux or macOS.")
+    require_posix("evaluate.command")
     named = recipe.evaluate.command
     if not named:
         raise InvalidInput("evaluate.command is empty", 'Name a command: command = ["check.py"].')
-    program, *arguments = (_beside(recipe, one) for one in named)
+    program, *arguments = (beside(recipe.folders, one) for one in named)
     return [found_program(program, named[0], "evaluate.command"), *arguments]
+
+
+def require_posix(setting: str) -> None:
+    if sys.platform == "win32":
+        raise MissingRequirement(f"{setting} needs POSIX limits", "Use Linux or macOS.")
 
 
 def checked(
@@ -70,14 +124,16 @@ def checked(
 
     Raises InvalidInput where it never gave one: then it is the command that does not work.
     """
-    command = scorer_command(recipe)
+    settings = recipe.evaluate
+    memory = settings.command_memory_mb << 20
+    confined = Confined(scorer_command(recipe), settings.command_seconds, memory, recipe.folders)
     questions = {name: [_question(one, given[one.id]) for one in prompts] for name, given in answers.items()}
     verdicts: dict[str, Checked] = dict.fromkeys(
         (text for asked in questions.values() for text in asked), Checked(None)
     )
     with ThreadPoolExecutor(cores()) as pool:
         try:
-            found = pool.map(lambda text: run_confined(command, recipe.evaluate, text), verdicts)
+            found = pool.map(lambda text: score_confined(confined, text), verdicts)
             for text, verdict in zip(tuple(verdicts), found, strict=True):
                 verdicts[text] = verdict
                 stop_if_asked()
@@ -92,14 +148,24 @@ def checked(
     return {name: [verdicts[text].score or 0.0 for text in asked] for name, asked in questions.items()}
 
 
-def run_confined(command: Sequence[str], settings: EvaluateSettings, question: str) -> Checked:
-    """What the command says to a question, in a folder of its own that is gone afterwards; see `confined.py`."""
+def score_confined(confined: Confined, question: str) -> Checked:
+    """The score from 0 to 1 that a command gives to a question."""
+    said = run_confined(confined, question)
+    if said.text is None:
+        return Checked(None, said.complaint)
+    score = _score(said.text)
+    return Checked(score, "" if score is not None else f"it printed {said.text[:60]!r}, which is no score")
+
+
+def run_confined(confined: Confined, question: str) -> Said:
+    """What a command prints to a question, in a folder of its own that is gone afterwards; see `confined.py`."""
     with tempfile.TemporaryDirectory(prefix="edgedistill-scorer-", ignore_cleanup_errors=True) as scratch:
         launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("confined.py"))]
-        limits = [str(settings.command_seconds), str(settings.command_memory_mb << 20), scratch]
+        where = scratch if confined.runs_in is None else str(confined.runs_in.resolve())
+        given = [str(confined.seconds), str(confined.memory), scratch, where, os.pathsep.join(readable(confined))]
         with (Path(scratch) / "stderr").open("w+b") as log, (Path(scratch) / "stdout").open("w+b") as out:
             child = subprocess.Popen(
-                [*launcher, *limits, *command],
+                [*launcher, *given, *confined.command],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=log,
@@ -109,33 +175,58 @@ def run_confined(command: Sequence[str], settings: EvaluateSettings, question: s
             )
             with child:
                 try:
-                    child.communicate(question.encode(), settings.command_seconds + 1)
+                    child.communicate(question.encode(), confined.seconds + 1)
                 except subprocess.TimeoutExpired:
-                    return Checked(None, f"it took longer than {settings.command_seconds:g} s")
+                    return Said(None, f"it took longer than {confined.seconds:g} s")
                 finally:
                     end_session(child)
             for file in (out, log):
                 file.seek(0)
             printed = out.read(OUTPUT_BYTES).decode("utf-8", errors="replace").strip()
             complaint = log.read(OUTPUT_BYTES).decode("utf-8", errors="replace").strip()
-    score = _score(printed)
-    if child.returncode == 0 and score is not None:
-        return Checked(score)
+    if child.returncode == 0:
+        return Said(printed)
     said = f"; it says: {' '.join(complaint.split())[-LONGEST_COMPLAINT:]}" if complaint else ""
-    return Checked(None, f"it ended with {child.returncode} and printed {printed[:60]!r}{said}")
+    return Said(None, f"it ended with {child.returncode} and printed {printed[:60]!r}{said}")
 
 
-def confinement(settings: EvaluateSettings) -> str:
+def readable(confined: Confined) -> list[str]:
+    """Every path that a command may read: the system's programs, its own installation, its files and its folder.
+
+    Never the home folder as a whole, nor one that holds it.
+    """
+    home = Path.home().resolve()
+    private = {home, *home.parents}
+    path = (Path(one) for one in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(one))
+    folders = [
+        *(one.parent for program in (confined.command[0], sys.executable) for one in _hops(Path(program))),
+        *path,
+    ]
+    installed = [folder.parent / part for folder in folders for part in INSTALLED if folder.name in ("bin", "sbin")]
+    named = [Path(one) for one in confined.command if os.path.isabs(one) and Path(one).is_file()]
+    own = [folder.resolve() for folder in confined.folders]
+    places = [*map(Path, SYSTEM), *folders, *installed, *named, *own]
+    return [str(one) for one in dict.fromkeys(places) if one.exists() and one.resolve() not in private]
+
+
+def _hops(program: Path) -> list[Path]:
+    """A program, and all that its links lead over."""
+    hops = [program]
+    while hops[-1].is_symlink() and len(hops) < 40:
+        hops.append(Path(os.path.normpath(hops[-1].parent / hops[-1].readlink())))
+    return [*hops, program.resolve()]
+
+
+@lru_cache(maxsize=1)
+def confinement() -> str:
     """What this system keeps from a command, found out by a command that tries."""
     with tempfile.TemporaryDirectory() as outside:
-        probe = [sys.executable, "-I", "-S", "-c", PROBE, outside]
-        found = run_confined(probe, settings.model_copy(update={"command_seconds": 10.0}), "")
-    if found.score is None:
-        return f"warning: it cannot be confined ({found.complaint})"
-    is_open = [
-        what for bit, what in ((1, "reaches the network"), (2, "may write anywhere")) if int(4 * found.score) & bit
-    ]
-    return f"warning: here it {' and '.join(is_open)}" if is_open else "no network, no writing"
+        (Path(outside) / "mine").write_text("mine", encoding="utf-8")
+        said = run_confined(Confined([sys.executable, "-I", "-S", "-c", PROBE, outside], 10.0, 1 << 30), "")
+    if said.text is None or not said.text.startswith("found:"):
+        return f"warning: it cannot be confined ({said.complaint or said.text})"
+    is_open = [OPEN[what] for what in said.text.split()[1:]]
+    return f"warning: here it {' and '.join(is_open)}" if is_open else "no network, no files but its own"
 
 
 def _question(prompt: Prompt, answer: str) -> str:
@@ -143,8 +234,9 @@ def _question(prompt: Prompt, answer: str) -> str:
     return json.dumps({"messages": turns, "answer": answer, "expected": prompt.expected, "tags": list(prompt.tags)})
 
 
-def _beside(recipe: Recipe, argument: str) -> str:
-    places = (folder / argument for folder in recipe.folders)
+def beside(folders: Sequence[Path], argument: str) -> str:
+    """An argument of a command; one that names a file of a folder is that file."""
+    places = (folder / argument for folder in folders)
     return next((str(place.resolve()) for place in places if place.is_file()), argument)
 
 
