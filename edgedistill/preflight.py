@@ -116,16 +116,18 @@ def _schema(recipe: Recipe, run: Run) -> str:
 def _several(recipe: Recipe, run: Run) -> str:
     """How many answers a prompt gets, and what becomes of them."""
     settings = recipe.curate
-    command = " ".join(verifier_command(settings, recipe.path.parent)) if settings.verifier is not None else ""
-    passes = f", if it passes {command} ({confinement()})" if command else ""
+    has_verifier, passes = settings.verifier is not None, ""
+    if has_verifier:
+        command = f"{' '.join(verifier_command(settings, recipe.path.parent))}: {confinement()}"
+        passes = f" by {command}" if settings.combine == "best" else f", if it passes {command}"
     count = recipe.teach.samples * len(recipe.teachers)
     if count == 1:
-        return f"one to each prompt{passes}"
+        return f"one to each prompt{passes.replace(' by ', ', if it passes ', 1)}"
     how = {
         "vote": f"a vote on {'whole answers' if settings.vote_by == 'answer' else 'each field'}"
         + (f", at least {settings.agreement:g} of the votes" if settings.agreement else ""),
         "agree": "kept where all are equal",
-        "best": "the best" if command else "the first valid one",
+        "best": "the best" if has_verifier else "the first valid one",
         "union": "every different one is kept",
     }
     of = f" of each of {len(recipe.teachers)} teachers" if len(recipe.teachers) > 1 else ""

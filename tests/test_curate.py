@@ -288,3 +288,15 @@ def test_the_command_prints_each_rule_and_where_the_row_is(tmp_path: Path) -> No
     assert "now in rejected.jsonl: special tokens; <|eot_id|> is in its content" in shown.output
     document = json.loads(CliRunner().invoke(cli, [*asked, "--json"]).output)
     assert document["outcome"]["reason"] == "special tokens"
+
+
+def test_a_verifier_passes_what_was_chosen_and_its_complaint_is_kept(tmp_path: Path) -> None:
+    answers = {"lock the garage door now": ('{"a": 2}', "stop"), "play some quiet music": (GOOD, "stop")}
+    taught(tmp_path, answers)
+    told = (tmp_path / "recipe.toml").read_text(encoding="utf-8")
+    checks = "sh", "-c", "grep -q a....2 && echo false || echo 1"
+    (tmp_path / "recipe.toml").write_text(f"{told}verifier = {json.dumps(checks)}\n", encoding="utf-8")
+    _, reasons, out = curated(load_recipe(tmp_path), Run(tmp_path / "run"))
+    assert reasons == {"lock the garage door now": "verifier"}
+    assert kept(out) == ["play some quiet music"]
+    assert [row["_ed"]["what"] for _, row in read_rows(out / "rejected.jsonl")] == ["it printed 'false'"]

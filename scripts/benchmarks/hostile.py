@@ -1,8 +1,9 @@
 """Forty things that a program may try which a model wrote, as Python sources for N10.
 
 Each prints what it got hold of. Filled in are `{home}`, a file in the home folder; `{outside}`, a folder that is not
-its own; `{port}`, `{unix}` and `{abstract}`, where somebody listens; `{victim}` and `{parent}`, process ids; `{mark}`, a
-word by which its processes are known.
+its own; `{port}`, `{unix}` and `{abstract}`, where somebody listens; `{victim}` and `{parent}`, process ids; `{mark}`,
+a word by which its processes are known.
+"""
 
 from __future__ import annotations
 
