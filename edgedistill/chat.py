@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInput
-from .records import Message, read_json
+from .records import Message, Tool, read_json
 
-__all__ = ["DAY", "ChatTemplate", "answer_text", "folder_template", "json_instance", "with_system"]
+__all__ = ["DAY", "SAMPLE", "ChatTemplate", "answer_text", "folder_template", "json_instance", "with_system"]
 
 FUEL = 5_000_000
 LARGEST_OUTPUT = 4 << 20
+DEEPEST_INDENT = 16  # of JSON that a template writes: what is indented further is meant to fill memory
+SAMPLE = "Yes."
 GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 """What marks an answer for training, and writes nothing."""
 DAY = date(2024, 7, 26)
@@ -39,22 +41,22 @@ class ChatTemplate:
         self.bos = bos
         self.eos = eos
 
-    def render(self, messages: Sequence[Message], answer_next: bool = True) -> str:
+    def render(self, messages: Sequence[Message], answer_next: bool = True, tools: Sequence[Tool] = ()) -> str:
         """The text of a conversation; with `answer_next` it ends where the assistant's answer begins.
 
         Raises InvalidInput where the template refuses the conversation or does not end within its fuel.
         """
-        return self.render_turns([message.as_dict() for message in messages], answer_next)
+        return self.render_turns([message.as_turn() for message in messages], answer_next, tools=list(tools) or None)
 
     def sample_answer(self) -> str:
         """How a short answer stands behind its question, with what the template ends it by."""
         asked = (Message("user", "Hi"),)
-        whole = self.render((*asked, Message("assistant", "Yes.")), answer_next=False)
+        whole = self.render((*asked, Message("assistant", SAMPLE)), answer_next=False)
         return whole.removeprefix(self.render(asked))
 
     def shows_the_day(self, messages: Sequence[Message]) -> bool:
         """Whether the text of this conversation would be another one on another day."""
-        turns = [message.as_dict() for message in messages]
+        turns = [message.as_turn() for message in messages]
         return self.render_turns(turns) != self.render_turns(turns, strftime_now=partial(_written, OTHER_DAY))
 
     def render_turns(self, turns: Sequence[dict[str, Any]], answer_next: bool = True, **variables: Any) -> str:
@@ -150,6 +152,7 @@ def _environment(source: str) -> Any:
     environment.fuel = FUEL
     environment.add_global("raise_exception", _refuse)
     environment.add_global("strftime_now", partial(_written, DAY))
+    environment.add_filter("tojson", _as_json)
     return environment
 
 
@@ -172,6 +175,20 @@ def _refuse(reason: str) -> None:
     raise InvalidInput(
         f"chat template: {_one_line(str(reason))}", "The model's own template does not take this conversation."
     )
+
+
+def _as_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as transformers has templates write it: with its signs as they are, where Jinja itself writes HTML's."""
+    if indent is not None and not 0 <= indent <= DEEPEST_INDENT:
+        _refuse(f"JSON indented by {indent}")
+    pair = None if separators is None else (str(separators[0]), str(separators[1]))
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys)
 
 
 def _one_line(text: str) -> str:

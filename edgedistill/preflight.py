@@ -25,10 +25,12 @@ from .run import Run, free_space
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
 from .sources import is_own
 from .stages.combine import verifier_command
+from .stages.dialogue import parts, woven
 from .stages.fitting import require_fit
 from .stages.imported import require_prunable
 from .stages.judging import judge_teacher
 from .stages.lengths import require_timed
+from .stages.offers import require_tools
 from .stages.parity import day_note, require_safe_template
 from .stages.privacy import require_private
 from .stages.prompt_source import longest_source_prompt, prompt_source, source_prompts
@@ -296,11 +298,12 @@ def _student(recipe: Recipe, run: Run) -> str:
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF{stays}"
     longest = longest_source_prompt(recipe)
-    turns = (*longest.messages, Message("assistant", "yes"))
-    row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns)))
-    if row.start + recipe.teach.max_tokens > recipe.train.max_length:
+    asked = parts(longest)
+    turns = woven(longest.messages, [Message("assistant", "yes")] * len(asked))
+    row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns), longest.tools))
+    if row.start + len(asked) * recipe.teach.max_tokens > recipe.train.max_length:
         raise InvalidInput(
-            f"{recipe.path}: the longest prompt ({row.start} tokens) and teach.max_tokens "
+            f"{recipe.path}: the longest prompt ({row.start} tokens) and {len(asked)} x teach.max_tokens "
             f"({recipe.teach.max_tokens}) exceed train.max_length ({recipe.train.max_length}): {longest.text[:60]!r}",
             "Raise train.max_length, or shorten the prompt.",
         )
@@ -380,6 +383,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "prompts": _prompts,
     "personal data": require_private,
     "schema": _schema,
+    "tools": require_tools,
     "eval set": _eval,
     "scorer": _scorer,
     "backends": _backends,

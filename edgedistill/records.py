@@ -1,7 +1,7 @@
 """What passes between the stages: plain frozen values, and JSON lines in and out.
 
-A row on disk is the field's chat row: `{"messages": [{"role", "content"}]}`. Our own fields are either the documented
-`expected`, `tags` and `must_pass`, or stand under the one key `_ed`.
+A row on disk is the field's chat row: `{"messages": [{"role", "content"}], "tools": [...]}`. Our own fields are either
+the documented `expected`, `tags` and `must_pass`, or stand under the one key `_ed`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInput
+from .messages import Message, Tool, ToolCall, messages_of, tools_of
 
 __all__ = [
     "FILE_TYPES",
@@ -22,6 +23,9 @@ __all__ = [
     "Message",
     "Place",
     "Prompt",
+    "Tool",
+    "ToolCall",
+    "chat_row",
     "common_length",
     "digest",
     "iter_prompts",
@@ -37,6 +41,7 @@ __all__ = [
     "read_prompts",
     "read_rows",
     "sample_of",
+    "tools_of",
 ]
 
 # name -> llama.h's LLAMA_FTYPE number, which a GGUF keeps as general.file_type
@@ -77,21 +82,9 @@ FILE_TYPES = {
     "Q1_0": 40,
     "Q2_0": 41,
 }
-ROLES = ("system", "user", "assistant", "tool")
 ROW_KEYS = {"messages", "expected", "tags", "must_pass", "tools", "_ed"}
 FRAME = len('{"messages":[{"role":"user","content":""}]}')  # a row has at least these bytes besides its text
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-    def as_dict(self) -> dict[str, str]:
-        return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +98,8 @@ class Prompt:
     must_pass: bool = False
     lineage: Any = field(default=None, compare=False)
     """Where it is from: what its row has under `_ed`."""
+    tools: tuple[Tool, ...] = ()
+    """On offer in this conversation."""
 
     @property
     def text(self) -> str:
@@ -139,9 +134,10 @@ class Example:
 
     id: str
     messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
-        return {"messages": [m.as_dict() for m in self.messages], "_ed": {"id": self.id}}
+        return {**chat_row(self.messages, self.tools), "_ed": {"id": self.id}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +270,11 @@ def prompt_of(where: str, row: dict[str, Any]) -> Prompt:
     if unknown:
         raise InvalidInput(f"{where}: unknown key '{unknown[0]}'", f"A row has {', '.join(sorted(ROW_KEYS))}.")
     messages = messages_of(where, row)
-    if messages[-1].role != "user":
-        raise InvalidInput(f"{where}: the last message of a prompt must be the user's", "Remove the answer.")
+    if messages[-1].role not in ("user", "tool"):
+        raise InvalidInput(
+            f"{where}: the last message of a prompt must be the user's or a tool's", "Remove the answer."
+        )
+    tools = tools_of(where, row.get("tools"))
     tags = row.get("tags", [])
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise InvalidInput(f"{where}: tags must be a list of texts", 'Write "tags": ["curt"].')
@@ -284,18 +283,25 @@ def prompt_of(where: str, row: dict[str, Any]) -> Prompt:
     if row.get("must_pass") and row.get("expected") is None:
         raise InvalidInput(f"{where}: must_pass without an expected answer", "Write the right answer as expected.")
     return Prompt(
-        id=prompt_id(messages),
+        id=prompt_id(messages, tools),
         messages=messages,
         expected=row.get("expected"),
         tags=tuple(tags),
         must_pass=row.get("must_pass", False),
         lineage=row.get("_ed"),
+        tools=tools,
     )
 
 
-def prompt_id(messages: Sequence[Message]) -> str:
-    """What a prompt is called: 16 hex digits that its messages alone decide."""
-    return digest([message.as_dict() for message in messages])[:16]
+def prompt_id(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+    """What a prompt is called: 16 hex digits that its messages decide, and its own tools where it has any."""
+    return digest([message.as_dict() for message in messages], *((list(tools),) if tools else ()))[:16]
+
+
+def chat_row(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> dict[str, Any]:
+    """A conversation as a row on disk."""
+    row: dict[str, Any] = {"messages": [message.as_dict() for message in messages]}
+    return {**row, "tools": list(tools)} if tools else row
 
 
 def prompt_seed(seed: int, identity: str, sample: int = 0) -> int:
@@ -305,21 +311,6 @@ def prompt_seed(seed: int, identity: str, sample: int = 0) -> int:
     11
     """
     return ((seed ^ int(identity[:8], 16)) + sample) % 2**63
-
-
-def messages_of(where: str, row: dict[str, Any]) -> tuple[Message, ...]:
-    """The messages of a row, or InvalidInput that says where and what."""
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise InvalidInput(
-            f"{where}: a row needs messages", 'Write {"messages": [{"role": "user", "content": "..."}]}.'
-        )
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise InvalidInput(f"{where}: a message needs a role", f"Roles are {', '.join(ROLES)}.")
-        if not isinstance(message.get("content"), str):
-            raise InvalidInput(f"{where}: a message needs a content that is text", "Write its content as a string.")
-    return tuple(Message(message["role"], message["content"]) for message in messages)
 
 
 def read_json(path: Path, required: bool = True) -> dict[str, Any]:

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; rooms on one line stand side by side
 FLOORS = (
     {"errors"},
-    {"bits", "sensitive"},
+    {"bits", "messages", "sensitive"},
     {"records", "targets", "explain", "hardware", "rotations"},
     {"tables"},
     {"learning", "contract", "prompting"},

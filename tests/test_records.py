@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedistill.errors import InvalidInput
+from edgedistill.messages import ROLES
 from edgedistill.records import (
-    ROLES,
     Example,
     Message,
     Place,

@@ -30,15 +30,17 @@ SETTINGS = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=4, rank=4, alp
 EXACT = 1e-4
 
 
-def examples(count: int, seed: int = 0, opening: Tokens = ()) -> list[EncodedExample]:
-    """Random texts behind an opening that all share."""
+def examples(count: int, seed: int = 0, opening: Tokens = (), has_turns: bool = False) -> list[EncodedExample]:
+    """Random texts behind an opening that all share; with `has_turns`, what is learned begins in it, and has a gap."""
     source = np.random.default_rng(seed)
     found = []
     for number in range(count):
         length = int(source.integers(9, 24))
         tokens = source.integers(3, VOCABULARY, length).tolist()
         start = len(opening) + length - int(source.integers(3, 8))
-        found.append(EncodedExample(str(number), (*opening, *tokens), start))
+        turns = (len(opening) // 2 or 2, ((len(opening) // 2 or 2) + 3, start)) if has_turns else (start, None)
+        gaps = () if turns[1] is None else (turns[1],)
+        found.append(EncodedExample(str(number), (*opening, *tokens), turns[0], gaps=gaps))
     return found
 
 
@@ -60,8 +62,11 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("edgedistill.students.torch.compute_dtype", lambda torch: torch.float32)
 
 
-def data_of(lesson: Callable[[EncodedExample], Lesson] = hard_lesson, opening: Tokens = ()) -> TrainingData:
-    return TrainingData(examples(12, opening=opening), examples(3, seed=1, opening=opening), 3, lesson)
+def data_of(
+    lesson: Callable[[EncodedExample], Lesson] = hard_lesson, opening: Tokens = (), has_turns: bool = False
+) -> TrainingData:
+    how = {"opening": opening, "has_turns": has_turns}
+    return TrainingData(examples(12, **how), examples(3, seed=1, **how), 3, lesson)  # type: ignore[arg-type]
 
 
 def trained(backend: str, base: Path, out: Path, data: TrainingData, **changes: Any) -> Curve:
@@ -139,6 +144,28 @@ def test_a_batch_in_one_sequence_teaches_what_padded_ones_do(
     plain = trained(backend, base, tmp_path / "plain", data)
     packed = trained(backend, base, tmp_path / "packed", data, packing=True)
     assert_alike(packed, plain, base)
+
+
+@pytest.mark.parametrize("opening", [(), tuple(range(3, 13))], ids=["apart", "behind one opening"])
+def test_several_turns_in_one_text_are_learned_alike_padded_packed_and_by_both(
+    base: Path, tmp_path: Path, opening: Tokens
+) -> None:
+    data, found = data_of(opening=opening, has_turns=True), []
+    for backend in BACKENDS:
+        required_or_skipped(backend, BACKENDS[backend][0])
+        for packing in (False, True):
+            found.append(trained(backend, base, tmp_path / f"{backend}{packing}", data, packing=packing))
+    for other in found[1:]:
+        assert_alike(other, found[0], base)
+
+
+def test_a_text_of_several_turns_weighs_what_its_turns_weigh_apart(backend: str, base: Path, tmp_path: Path) -> None:
+    """The loss before the first step: of one text with two turns, and of its two turns each in a text of its own."""
+    rows = examples(4, has_turns=True)
+    apart = [EncodedExample(f"{row.id}{begin}", row.tokens[:end], begin) for row in rows for begin, end in row.spans]
+    whole = trained(backend, base, tmp_path / "whole", TrainingData(rows, (), 3), epochs=1)
+    alone = trained(backend, base, tmp_path / "alone", TrainingData(apart, (), 3), epochs=1, batch_size=8)
+    assert whole[0] == pytest.approx(alone[0], rel=EXACT)
 
 
 def test_torch_computes_what_all_texts_begin_with_once_a_step(

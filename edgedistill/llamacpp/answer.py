@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
-from ..records import Completion, Example, Message, Prompt, common_length, prompt_seed
+from ..records import Completion, Example, Message, Prompt, Tool, common_length, prompt_seed
 from .branches import AnswerTrie, BranchEngine, BranchSettings, Ranked
 from .context import FlashAttention
 from .engine import BatchEngine, EngineSettings
@@ -31,14 +31,15 @@ class SharedPrompt:
     """What all prompts of a task begin with, split from what is their own, exactly at a special token.
 
     A special token is always a boundary for the tokenizer, so that head and tail tokenized apart give the tokens of the
-    whole.
+    whole. `tools` are those that most prompts offer; one that offers others shares less.
     """
 
-    def __init__(self, model: LlamaModel, preamble: Sequence[Message]) -> None:
+    def __init__(self, model: LlamaModel, preamble: Sequence[Message], tools: Sequence[Tool] = ()) -> None:
         self._model = model
         self._preamble = tuple(preamble)
+        self._tools = tuple(tools)
         self._template = model.chat_template()
-        one, other = (self._text((Message("user", text),)) for text in ("a", "b"))
+        one, other = (self._text((Message("user", text),), self._tools) for text in ("a", "b"))
         shared = one[: common_length(one, other)]
         self._head = shared[: self._last_special(shared)]
         head = model.tokenize(self._head, add_bos=model.adds_bos) if self._head else []
@@ -48,12 +49,16 @@ class SharedPrompt:
         self._more = first[: common_length(first, second)]
         self.tokens = head + self._more
 
-    def split(self, messages: Sequence[Message]) -> tuple[int, list[int]]:
+    def split(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, list[int]]:
         """How many of the shared tokens a conversation begins with, and its own tokens after these.
 
         Raises InvalidInput where the model's template does not keep the shared text as it is.
         """
-        text = self._text(messages)
+        text = self._text(messages, tools)
+        if tuple(tools) != self._tools:
+            tokens = self._model.tokenize(text, add_bos=self._model.adds_bos)
+            alike = min(common_length(tokens, self.tokens), len(tokens) - 1)
+            return alike, tokens[alike:]
         if not text.startswith(self._head):
             raise InvalidInput("the chat template changes the system text with the prompt", "Use another model.")
         own = self._own(text)
@@ -64,8 +69,8 @@ class SharedPrompt:
     def _own(self, text: str) -> list[int]:
         return self._model.tokenize(text[len(self._head) :], add_bos=self._model.adds_bos and not self._head)
 
-    def _text(self, messages: Sequence[Message]) -> str:
-        text = self._template.render((*self._preamble, *messages))
+    def _text(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        text = self._template.render((*self._preamble, *messages), tools=tools)
         bos = self._template.bos
         return text.removeprefix(bos) if bos and self._model.adds_bos else text
 
@@ -105,10 +110,15 @@ class Answerer:
     """A loaded model with its shared prompt, ready for many prompts."""
 
     def __init__(
-        self, path: Path, preamble: Sequence[Message], schema: dict[str, Any] | None, settings: AnswererSettings
+        self,
+        path: Path,
+        preamble: Sequence[Message],
+        schema: dict[str, Any] | None,
+        settings: AnswererSettings,
+        tools: Sequence[Tool] = (),
     ) -> None:
         self.model = LlamaModel(path, settings.gpu_layers)
-        self.shared = SharedPrompt(self.model, preamble)
+        self.shared = SharedPrompt(self.model, preamble, tools)
         self._grammar = Grammar(self.model, schema) if schema else None
         self._settings = settings
 
@@ -146,7 +156,7 @@ class Answerer:
 
     def request(self, prompt: Prompt, sampling: Sampling) -> Request:
         """The prompt as the engine takes it. Its own seed comes from the run's seed and its id."""
-        shared, tokens = self.shared.split(prompt.messages)
+        shared, tokens = self.shared.split(prompt.messages, prompt.tools)
         return Request(prompt.id, shared, tokens, replace(sampling, seed=prompt_seed(sampling.seed, prompt.id)))
 
     def complete(
@@ -186,7 +196,7 @@ class Answerer:
         yield from self._run(requests, True, SCORED)
 
     def _given(self, example: Example, sampling: Sampling) -> Request:
-        request = self.request(Prompt(example.id, example.messages[:-1]), sampling)
+        request = self.request(Prompt(example.id, example.messages[:-1], tools=example.tools), sampling)
         answer = self.model.tokenize(example.messages[-1].content, special=False)
         return replace(request, given=(*answer, self.model.end_of_turn))
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import EdgeDistillError, InvalidInput
 from ..hardware import peak_memory
-from ..records import Message, Prompt
+from ..records import Message, Prompt, chat_row, messages_of, tools_of
 from .child import child_environment, end_with_parent
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class TimedModel:
             "model": str(task.model),
             "preamble": [message.as_dict() for message in task.preamble],
             "schema": task.schema,
-            "prompts": [[message.as_dict() for message in prompt.messages] for prompt in prompts],
+            "prompts": [chat_row(prompt.messages, prompt.tools) for prompt in prompts],
             "max_tokens": task.max_tokens,
             "threads": task.threads,
             "gpu_layers": task.gpu_layers,
@@ -171,7 +171,7 @@ def token_counter(path: Path, preamble: Sequence[Message]) -> Iterator[Callable[
     from .model import LlamaModel
 
     def count(prompt: Prompt) -> int:
-        kept, own = shared.split(prompt.messages)
+        kept, own = shared.split(prompt.messages, prompt.tools)
         return kept + len(own)
 
     with LlamaModel(path, vocab_only=True) as model:
@@ -210,16 +210,16 @@ def _loaded(task: dict[str, Any], begun: float) -> tuple[BatchEngine, Callable[[
     from .sampling import Sampling
 
     model = LlamaModel(Path(task["model"]), task["gpu_layers"])
-    shared = SharedPrompt(model, [Message(**message) for message in task["preamble"]])
+    shared = SharedPrompt(model, messages_of("task", {"messages": task["preamble"]}) if task["preamble"] else ())
     grammar = Grammar(model, task["schema"]) if task["schema"] and not task["endless"] else None
     sampling, keeps = Sampling(task["max_tokens"]), task["cache"] == "cached-prefix"
 
-    def make(turns: list[dict[str, str]]) -> Request:
-        count, own = shared.split([Message(**turn) for turn in turns])
+    def make(row: dict[str, Any]) -> Request:
+        count, own = shared.split(messages_of("task", row), tools_of("task", row.get("tools")))
         return Request("", count, own, sampling) if keeps else Request("", 0, shared.tokens[:count] + own, sampling)
 
     loaded = time.perf_counter()
-    longest = max(make(turns).cells for turns in task["prompts"])  # part of no figure
+    longest = max(make(row).cells for row in task["prompts"])  # part of no figure
     opening = time.perf_counter()
     prefix = shared.tokens if keeps else []
     if len(prefix) + longest > model.context_limit:

@@ -13,9 +13,9 @@ from ..llamacpp.answer import fits_context
 from ..llamacpp.writer import GgufMetadata
 from ..models.content import size_of
 from ..recipe import Recipe, TeacherSettings, TeachSettings
-from ..records import Completion, Message, Prompt
+from ..records import Completion, Message, Prompt, Tool
 from ..run import Progress, Run, file_sha256
-from ..teachers import TeacherTask, load_teacher, preamble
+from ..teachers import Teacher, TeacherTask, load_teacher, preamble
 from ..teachers.identity import fetch_teacher
 from .export import F16_NAME, to_gguf
 from .imported import base_folder
@@ -25,6 +25,7 @@ __all__ = [
     "answering",
     "base_candidates",
     "greedy",
+    "opened",
     "quant_candidates",
     "student_candidate",
     "teacher_candidates",
@@ -65,10 +66,10 @@ class Candidate:
         assert self.path is not None
         return self.path
 
-    def task(self, schema: dict[str, Any] | None, scratch: Path) -> TeacherTask:
+    def task(self, schema: dict[str, Any] | None, scratch: Path, tools: tuple[Tool, ...] = ()) -> TeacherTask:
         """What the backend is loaded for, where the candidate is no GGUF."""
         assert self.asked is not None
-        return TeacherTask(self.path, self.sha256, self.preamble, schema, scratch, self.asked)
+        return TeacherTask(self.path, self.sha256, self.preamble, schema, scratch, self.asked, tools)
 
 
 def teacher_candidates(recipe: Recipe, run: Run, progress: Progress) -> list[Candidate]:
@@ -94,14 +95,22 @@ def answering(
     task: TeacherTask, prompts: Sequence[Prompt], settings: TeachSettings, seed: int
 ) -> Iterator[Iterator[Completion]]:
     """The completions of a teacher that is loaded for the block, as they finish."""
-    teacher = load_teacher(task)
-    answers: Iterator[Completion] = iter(())
-    try:
+    with opened(task) as teacher:
         answers = teacher.complete(prompts, settings, seed)
-        yield answers
+        try:
+            yield answers
+        finally:
+            if isinstance(answers, Generator):
+                answers.close()  # before its weights are
+
+
+@contextmanager
+def opened(task: TeacherTask) -> Iterator[Teacher]:
+    """A teacher that is loaded for the block."""
+    teacher = load_teacher(task)
+    try:
+        yield teacher
     finally:
-        if isinstance(answers, Generator):
-            answers.close()  # before its weights are
         teacher.close()
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from ..chat import json_instance
 from ..errors import InvalidInput
 from ..recipe import CurateSettings
-from ..records import Completion, Prompt
+from ..records import Completion, Message, Prompt
+from .dialogue import woven
 from .sandbox import Confined, beside, found_program, require_posix, run_confined
 
 __all__ = ["Answered", "answer_key", "combined", "verified", "verifier_command"]
@@ -34,6 +35,15 @@ class Answered:
 
     teacher: int
     completion: Completion
+    earlier: tuple[Completion, ...] = ()
+    """What the same teacher answered before in the conversation, where several turns were asked."""
+
+    def asked(self, prompt: Prompt) -> Prompt:
+        """The prompt with what the teacher answered before in its place."""
+        if not self.earlier:
+            return prompt
+        said = [Message("assistant", turn.text) for turn in self.earlier]
+        return replace(prompt, messages=woven(prompt.messages, said))
 
 
 def combined(
@@ -219,7 +229,7 @@ def _best(prompt: Prompt, usable: Sequence[Answered], settings: CurateSettings, 
     """The first of the answers with the highest score; none, where the verifier passes none."""
     best: tuple[float, Answered] | None = None
     for one in usable:
-        value, _ = verified(prompt, one.completion.text, settings, folder)
+        value, _ = verified(one.asked(prompt), one.completion.text, settings, folder)
         if value is not None and (best is None or value > best[0]):
             best = value, one
     return [] if best is None else [best[1]]

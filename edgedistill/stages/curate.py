@@ -7,22 +7,26 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..curation import Given, broken_rule
+from ..curation import broken_rule
 from ..errors import InvalidInput
 from ..recipe import Recipe
-from ..records import Message, Prompt, iter_prompts, json_lines, sample_of
+from ..records import Message, Prompt, chat_row, iter_prompts, json_lines, sample_of
 from ..run import Progress, Run, cores, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
 from ..sensitive import masked
 from ..similarity import SimilarTexts, in_blocks
 from .combine import Answered, combined, verified
+from .dialogue import woven
 from .keys import AnswerKeys
 from .prompts import SAMPLED
 from .streams import rows_file
-from .teach import answers, prompts_file, row_count, taught_keys
+from .teach import answers, prompts_file, row_count, taught_keys, turn_keys
+from .tool_calls import message_of
+from .turn_rules import turns_of
 
 __all__ = ["curate", "is_valid_row"]
 
@@ -46,14 +50,14 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
             for (prompt, given), verdict in zip(block, screen.judge(block), strict=True):
                 if isinstance(verdict, dict):
                     text = given[0].completion.text if given else ""
-                    files["rejected"](_row(prompt, text, verdict))
+                    files["rejected"](_row(prompt, given[0] if given else None, verdict))
                     reasons[verdict["reason"]] += 1
                     if reasons[verdict["reason"]] <= EXAMPLES:
                         examples.setdefault(verdict["reason"], []).append(_example(prompt, text, verdict))
                     continue
                 name = "valid" if is_valid_row(prompt.id, recipe.curate.valid_share) else "train"
                 for one in verdict:
-                    files[name](_row(prompt, one.completion.text, _kept(prompt, one, keys)))
+                    files[name](_row(prompt, one, _kept(prompt, one, keys)))
                     counts[name] += 1
             done += len(block)
             progress("curating", done, total)
@@ -64,9 +68,11 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     return stats
 
 
-def _row(prompt: Prompt, answer: str, more: dict[str, Any]) -> dict[str, Any]:
-    turns = (*prompt.messages, Message("assistant", answer))
-    return {"messages": [turn.as_dict() for turn in turns], "_ed": {"id": prompt.id, **more}}
+def _row(prompt: Prompt, one: Answered | None, more: dict[str, Any]) -> dict[str, Any]:
+    """The whole conversation, with every answer in its place; of a prompt without one, the empty text."""
+    texts = [""] if one is None else [turn.text for turn in (*one.earlier, one.completion)]
+    turns = woven(prompt.messages, [message_of(text, prompt.tools) for text in texts])
+    return {**chat_row(turns, prompt.tools), "_ed": {"id": prompt.id, **more}}
 
 
 def _example(prompt: Prompt, answer: str, verdict: dict[str, str]) -> dict[str, str]:
@@ -76,13 +82,22 @@ def _example(prompt: Prompt, answer: str, verdict: dict[str, str]) -> dict[str, 
 
 
 def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str, Any]:
-    """What goes along with a row: each answer's probability, where the set of them is closed; where its targets are."""
+    """What goes along with a row: each answer's probability, where the set of them is closed; where its targets are.
+
+    `keys` has, where several turns were asked, the place of each of the assistant's turns, or null.
+    """
     more: dict[str, Any] = {}
     if one.completion.answers is not None:
         more["answers"] = {answer: round(share, 6) for answer, share in one.completion.answers.items()}
-    if one.completion.targets is not None:
-        more["key"] = keys[one.teacher].of(prompt)[one.completion.sample]
-    return more
+    if one.completion.targets is None:
+        return more
+    if not one.earlier:
+        return {**more, "key": keys[one.teacher].of(prompt)[one.completion.sample]}
+    told = [turn.targets is not None for turn in (*one.earlier, one.completion)]
+    found = turn_keys(keys[one.teacher], prompt, one.completion.sample)
+    marks = [Message("assistant", key if is_told else "") for key, is_told in zip(found, told, strict=True)]
+    woven_in = woven([replace(message, content="") for message in prompt.messages], marks)
+    return {**more, "keys": [turn.content or None for turn in woven_in if turn.role == "assistant"]}
 
 
 class _Screen:
@@ -123,7 +138,8 @@ class _Screen:
         complaints: dict[int, str] = {}
 
         def verdict(pair: tuple[int, Answered]) -> tuple[float | None, str]:
-            return verified(rows[pair[0]][0], pair[1].completion.text, self._settings, self._folder)
+            number, one = pair
+            return verified(one.asked(rows[number][0]), one.completion.text, self._settings, self._folder)
 
         with ThreadPoolExecutor(cores()) as pool:
             try:
@@ -146,11 +162,17 @@ class _Screen:
         good: list[Answered] = []
         broken: tuple[str, str] | None = None
         for one in chosen:
-            found = broken_rule(Given(prompt, one.completion, self._is_valid), self._settings)
+            found = self._broken(prompt, one)
             broken = broken or found
             if found is None:
                 good.append(one)
         return good if broken is None or good else {"reason": broken[0], "what": broken[1]}
+
+    def _broken(self, prompt: Prompt, one: Answered) -> tuple[str, str] | None:
+        """The first rule that any turn of an answer breaks, and what it says."""
+        turns = turns_of(prompt, one, self._is_valid)
+        found = (fault or broken_rule(given, self._settings) for given, fault in turns)
+        return next((broken for broken in found if broken is not None), None)
 
 
 def is_valid_row(identity: str, share: float) -> bool:

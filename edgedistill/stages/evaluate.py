@@ -13,27 +13,31 @@ from ..llamacpp.answer import Answerer, AnswererSettings
 from ..llamacpp.prefix import PrefixCache
 from ..llamacpp.sampling import Sampling
 from ..recipe import Recipe
-from ..records import Completion, Prompt, digest, read_prompts
+from ..records import Completion, Prompt, Tool, digest, read_prompts
 from ..results import RESULTS, write_results
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
 from ..store import Store
 from .candidates import (
     Candidate,
-    answering,
     base_candidates,
     greedy,
+    opened,
     quant_candidates,
     student_candidate,
     teacher_candidates,
     whole_prompt_candidate,
 )
 from .contamination import refuse_contamination
+from .dialogue import Ask, conversed
 from .scorer_desk import Desk
 from .scorers import scored
 from .scoring import outcomes, result_rows, summary
 
 __all__ = ["evaluate", "evaluate_on"]
+
+Offer = tuple[dict[str, Any] | None, tuple[Tool, ...]]
+"""What answers are held to, and the tools that most prompts offer."""
 
 
 def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
@@ -130,44 +134,63 @@ def _answers(
     """The candidate's text for each prompt; only those that the store does not hold are asked."""
     store, place = where
     schema = load_schema(recipe) if recipe.evaluate.constrained else None
-    shown = [message.as_dict() for message in person.preamble]
-    through = () if person.asked is None else (person.asked.backend, recipe.teach.closed)
-    identity = digest(person.sha256, shown, schema, recipe.evaluate.max_tokens, *through)
-    keys = {prompt.id: digest([m.as_dict() for m in prompt.messages], identity) for prompt in prompts}
-    todo = [prompt for prompt in prompts if keys[prompt.id] not in store]
+    kept = _Kept(store, _identity(recipe, person, schema))
+    todo = [prompt for prompt in prompts if kept.get(prompt) is None]
     if todo:
-        asked = _of_gguf if person.asked is None else _of_backend
-        with asked(recipe, person, schema, todo, place) as answers:
+        opened_by = _of_gguf if person.asked is None else _of_backend
+        offer = (schema, todo[0].tools)
+        with opened_by(recipe, person, offer, place) as ask, closing(conversed(todo, 1, (ask, ask), kept)) as answers:
+            # closed before the model is: an engine that outlives its weights reads freed memory
+            by_id = {prompt.id: prompt for prompt in todo}
             for number, completion in enumerate(answers, start=1):
-                store.add(keys[completion.prompt_id], completion)
+                kept.add(by_id[completion.prompt_id], completion)
                 place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
                 stop_if_asked()
-    found = {prompt_id: store.get(key) for prompt_id, key in keys.items()}
+    found = {prompt.id: kept.get(prompt) for prompt in prompts}
     return {prompt_id: completion.text for prompt_id, completion in found.items() if completion is not None}
 
 
+def _identity(recipe: Recipe, person: Candidate, schema: dict[str, Any] | None) -> str:
+    """A digest of all that decides a candidate's answers, the prompt apart."""
+    shown = [message.as_dict() for message in person.preamble]
+    through = () if person.asked is None else (person.asked.backend, recipe.teach.closed)
+    return digest(person.sha256, shown, schema, recipe.evaluate.max_tokens, *through)
+
+
+class _Kept:
+    """A candidate's answers in the store, those in the middle of a conversation too."""
+
+    def __init__(self, store: Store, identity: str) -> None:
+        self._store, self._identity = store, identity
+
+    def get(self, part: Prompt, sample: int = 0) -> Completion | None:
+        return self._store.get(self._key(part))
+
+    def add(self, part: Prompt, completion: Completion) -> Completion:
+        self._store.add(self._key(part), completion)
+        return self._store.get(self._key(part)) or completion
+
+    def _key(self, part: Prompt) -> str:
+        tools = (list(part.tools),) if part.tools else ()
+        return digest([message.as_dict() for message in part.messages], self._identity, *tools)
+
+
 @contextmanager
-def _of_gguf(
-    recipe: Recipe, person: Candidate, schema: dict[str, Any] | None, todo: Sequence[Prompt], place: _Bench
-) -> Iterator[Iterator[Completion]]:
+def _of_gguf(recipe: Recipe, person: Candidate, offer: Offer, place: _Bench) -> Iterator[Ask]:
     """The answers of a GGUF, through llama.cpp's batch engine."""
     cache = PrefixCache(place.run.scratch, person.sha256, place.writes)
     how = AnswererSettings(cores(), recipe.teach.gpu_layers, prefix_cache=cache)
-    with Answerer(person.gguf, person.preamble, schema, how) as answerer:
+    with Answerer(person.gguf, person.preamble, offer[0], how, offer[1]) as answerer:
         sampling = Sampling(recipe.evaluate.max_tokens)
         jump = person.prompt == "teacher" and person.kind != "student"  # a student answers as on the device
-        # closed before the model is: an engine that outlives its weights reads freed memory
-        with closing(answerer.complete(todo, sampling, recipe.teach.slots, jump)) as answers:
-            yield answers
+        yield lambda prompts: answerer.complete(prompts, sampling, recipe.teach.slots, jump)
 
 
 @contextmanager
-def _of_backend(
-    recipe: Recipe, person: Candidate, schema: dict[str, Any] | None, todo: Sequence[Prompt], place: _Bench
-) -> Iterator[Iterator[Completion]]:
+def _of_backend(recipe: Recipe, person: Candidate, offer: Offer, place: _Bench) -> Iterator[Ask]:
     """The answers of a teacher that is no GGUF, through the backend with which it teaches."""
-    with answering(person.task(schema, place.room), todo, greedy(recipe), recipe.seed) as answers:
-        yield answers
+    with opened(person.task(offer[0], place.room, offer[1])) as teacher:
+        yield lambda prompts: teacher.complete(prompts, greedy(recipe), recipe.seed)
 
 
 class _Part:

@@ -14,6 +14,7 @@ from ..schema import load_schema, schema_validator
 from ..similarity import normalised
 from .combine import Answered, combined
 from .teach import answers, prompts_file
+from .turn_rules import turns_of
 
 __all__ = ["explained"]
 
@@ -24,21 +25,28 @@ FILES = ("train", "valid", "rejected")
 def explained(recipe: Recipe, run: Run, row: str) -> dict[str, Any]:
     """Everything about a row, given by its id, the beginning of it, or the text of its prompt.
 
-    `answers` has of each answer what every rule says, None where it does not object; `combined` what the answers came
-    to; `outcome` where the row is now, with reason. Raises InvalidInput where there is no such row, or several.
+    `answers` has of each answer what every rule says, None where it does not object, and the same of `earlier` turns;
+    `calls` is what is wrong with calls of tools; `combined` what the answers came to; `outcome` where the row is now,
+    with reason. Raises InvalidInput where there is no such row, or several.
     """
     wanted = _wanted(run, row)
     prompt, given = next(one for one in answers(recipe, run) if one[0].id == wanted.id)
     is_valid = schema_validator(load_schema(recipe))
     settings = recipe.curate
 
-    def said(one: Answered) -> dict[str, Any]:
-        looked = Given(prompt, one.completion, is_valid)
-        rules = {
+    def rules(turn: tuple[Given, tuple[str, str] | None]) -> dict[str, Any]:
+        looked, fault = turn
+        found = {
             reason: "not asked" if reason in settings.skip else rule(looked, settings) for reason, rule in RULES.items()
         }
+        return {"finish_reason": looked.completion.finish_reason, "rules": found, **({"calls": fault} if fault else {})}
+
+    def said(one: Answered) -> dict[str, Any]:
         about = {"teacher": one.teacher + 1, "sample": one.completion.sample, "text": one.completion.text}
-        return {**about, "finish_reason": one.completion.finish_reason, "rules": rules}
+        *earlier, last = map(rules, turns_of(prompt, one, is_valid))
+        texts = [turn.text for turn in one.earlier]
+        before = [{"text": text, **turn} for text, turn in zip(texts, earlier, strict=True)]
+        return {**about, **last, **({"earlier": before} if before else {})}
 
     chosen = combined(prompt, given, settings, is_valid, recipe.path.parent) if given else "no answer"
     return {

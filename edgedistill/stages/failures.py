@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EdgeDistillError
-from ..records import json_lines, read_rows
+from ..records import chat_row, json_lines, read_rows
 from ..run import write_whole
 from .asking import Asking
 
@@ -30,7 +30,8 @@ class Failures:
         """Keep what a teacher gives as its reasons for the prompts that it left open."""
         for identity, reason in reasons.items():
             if identity in asking.open:
-                row = {"messages": [message.as_dict() for message in asking.open[identity].prompt.messages]}
+                prompt = asking.open[identity].prompt
+                row = chat_row(prompt.messages, prompt.tools)
                 own = {"id": identity, "teacher": asking.number, "reason": reason}
                 self._now[asking.number, identity] = {**row, "_ed": own}
 

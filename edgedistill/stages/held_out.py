@@ -14,7 +14,7 @@ from ..llamacpp.comparison import ScoredText
 from ..llamacpp.divergence import Divergence, KeptRow, kept_rows
 from ..llamacpp.model import LlamaModel
 from ..recipe import Recipe
-from ..records import Prompt, iter_prompts
+from ..records import iter_prompts
 from ..run import Progress, Run
 from ..students.encode import EncodedExample, Encoder
 from ..teachers import preamble
@@ -113,7 +113,7 @@ def _asked(recipe: Recipe, run: Run, weights: Sequence[Path | None], rows: Seque
 
 def _shown(shared: SharedPrompt, row: SampledRow) -> ScoredText:
     """A row behind the teacher's own prompt."""
-    count, own = shared.split(Prompt("", row.messages[:-1]).messages)
+    count, own = shared.split(row.messages[:-1], row.tools)
     before = (*shared.tokens[:count], *own)
     return ScoredText((*before, *row.example.tokens[row.example.start :]), len(before))
 

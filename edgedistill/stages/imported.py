@@ -18,7 +18,7 @@ from ..errors import EdgeDistillError, InvalidInput
 from ..llamacpp.importer import import_gguf
 from ..models import Identity, Weights, cache_root, check_gguf, fetch, folder_content, locked
 from ..recipe import Recipe, StudentSettings
-from ..records import Example, digest, messages_of, placed_lines, read_json, read_rows
+from ..records import Example, digest, messages_of, placed_lines, read_json, read_rows, tools_of
 from ..run import Progress, Run, write_whole
 from ..students.encode import Encoder
 from ..students.prune import (
@@ -121,8 +121,9 @@ def _texts(recipe: Recipe, run: Run, base: Path) -> list[tuple[int, ...]]:
     found = []
     for number, row in read_rows(path):
         if number % every == 0:
-            messages = with_system(recipe.student.system, messages_of(f"{path}:{number}", row))
-            found.append(encoder.example(Example(str(number), messages)).tokens)
+            where = f"{path}:{number}"
+            messages = with_system(recipe.student.system, messages_of(where, row))
+            found.append(encoder.example(Example(str(number), messages, tools_of(where, row.get("tools")))).tokens)
     return found[:TEXTS]
 
 

@@ -11,14 +11,15 @@ import numpy as np
 
 from ..errors import InvalidInput
 from ..recipe import Recipe, TeacherSettings
-from ..records import Place, Prompt, digest, messages_of, placed_lines, prompt_id, row_of
+from ..records import Place, Prompt, digest, messages_of, placed_lines, prompt_id, row_of, tools_of
 from ..schema import kept_answers, load_schema
 from ..targets import VERSION
 from ..teachers import preamble
+from .dialogue import places
 
 __all__ = ["AnswerKeys", "GivenAnswers", "given_answers", "parameters", "row_key", "teacher_identity"]
 
-NO_TOOLS = None  # what a row without tools has in their place
+NO_TOOLS = None  # what a row without tools of its own has in their place
 
 
 def teacher_identity(recipe: Recipe, teacher: TeacherSettings, sha256: str) -> str:
@@ -48,7 +49,8 @@ def parameters(recipe: Recipe) -> dict[str, Any]:
 def row_key(prompt: Prompt, identity: str, sample: int = 0, given: str | None = None) -> str:
     """The key of a prompt's answer in the store; `given` is its text where it was not the teacher's choice."""
     asked = [message.as_dict() for message in prompt.messages]
-    return digest(asked, NO_TOOLS, identity, sample, *(() if given is None else (given,)))
+    tools = list(prompt.tools) or NO_TOOLS
+    return digest(asked, tools, identity, sample, *(() if given is None else (given,)))
 
 
 class GivenAnswers:
@@ -89,10 +91,15 @@ def _answered(path: Path) -> Iterator[tuple[int, int, int]]:
     for place, line in placed_lines(path):
         if line.strip():
             where = f"{path}:{place.line}"
-            messages = messages_of(where, row_of(where, line))
+            row = row_of(where, line)
+            messages, tools = messages_of(where, row), tools_of(where, row.get("tools"))
             if len(messages) < 2 or messages[-1].role != "assistant":
                 raise InvalidInput(f"{where}: a given answer is the assistant's, behind its prompt", "Add the answer.")
-            yield int(prompt_id(messages[:-1]), 16), before.offset, place.line
+            if messages[-1].tool_calls or messages[-1].reasoning:
+                raise InvalidInput(f"{where}: a given answer is text alone", "Let the teacher make this one.")
+            if len(places(messages[:-1])) > 1:
+                raise InvalidInput(f"{where}: a given answer stands behind one question", "Give the others theirs too.")
+            yield int(prompt_id(messages[:-1], tools), 16), before.offset, place.line
         before = place
 
 
@@ -113,4 +120,8 @@ class AnswerKeys:
         given = self.given(prompt)
         if given is not None:
             return [row_key(prompt, self.identity, 0, given)]
-        return [row_key(prompt, self.identity, sample) for sample in range(self._samples)]
+        return [self.part(prompt, sample) for sample in range(self._samples)]
+
+    def part(self, prompt: Prompt, sample: int) -> str:
+        """The key of one of the teacher's own answers to a prompt, or to a part of a longer conversation."""
+        return row_key(prompt, self.identity, sample)

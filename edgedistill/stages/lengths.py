@@ -11,6 +11,7 @@ from ..contract import BenchSettings
 from ..errors import InvalidInput
 from ..recipe import Recipe
 from ..records import Message, Prompt, iter_prompts, prompt_id
+from .dialogue import parts
 from .latency import FEWEST, early_stopping, usual_requests
 from .prompt_source import source_prompts
 
@@ -37,8 +38,9 @@ def distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
 
 
 def recipe_prompts(recipe: Recipe) -> Iterator[Prompt]:
-    """A recipe's distinct prompts: those of the eval set, then the others."""
-    return distinct(chain(iter_prompts(recipe.file(recipe.evaluate.file)), source_prompts(recipe)))
+    """A recipe's distinct prompts: those of the eval set, then the others; of several questions the first."""
+    rows = chain(iter_prompts(recipe.file(recipe.evaluate.file)), source_prompts(recipe))
+    return distinct(parts(prompt)[0] for prompt in rows)
 
 
 def made_up(seed: int) -> Iterator[Prompt]:

@@ -21,6 +21,7 @@ from ..run import Progress, Run, cores, file_sha256, stop_if_asked, whole_file, 
 from ..schema import load_schema
 from ..teachers.identity import identify_teacher
 from .device_files import Device, licence_file, model_card, modelfile, serve_script
+from .dialogue import parts
 from .golden import GOLDEN, SCHEMA, Golden, answers_of, read_golden, saved_states, weights_of
 
 __all__ = ["Rejected", "package", "verify"]
@@ -196,7 +197,7 @@ def _notice(licence: Licence) -> tuple[str, str]:
 def _write_golden(recipe: Recipe, device: Device, folder: Path) -> None:
     """Ask the packaged file the first eval prompts, and keep what it answers."""
     prompts = read_prompts(recipe.file(recipe.evaluate.file))[: recipe.package.golden]
-    conversations = tuple(with_system(device.system, prompt.messages) for prompt in prompts)
+    conversations = tuple(with_system(device.system, parts(prompt)[0].messages) for prompt in prompts)
     schema = load_schema(recipe) if device.schema_file else None
     answers, _ = answers_of(folder / device.file, Golden(conversations, schema, device.max_tokens))
     golden = {

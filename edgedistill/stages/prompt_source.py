@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InvalidInput
 from ..recipe import Recipe
-from ..records import Prompt, longest_prompt, placed_lines, prompt_of, row_of
+from ..records import Prompt, chat_row, longest_prompt, placed_lines, prompt_of, row_of
 from ..run import no_room
 from ..scrub import scrubbed
 from ..sources import Columns, Source, conversations, is_own, named, recognised
@@ -150,7 +150,7 @@ def _write(reading: Reading, path: Path) -> None:
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
     """A prompt as a row of a prompt file."""
-    row: dict[str, Any] = {"messages": [message.as_dict() for message in prompt.messages]}
+    row = chat_row(prompt.messages, prompt.tools)
     if prompt.tags:
         row["tags"] = list(prompt.tags)
     if prompt.lineage:

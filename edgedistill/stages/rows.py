@@ -20,12 +20,14 @@ from ..records import (
     Completion,
     Message,
     Prompt,
+    chat_row,
     iter_prompts,
     messages_of,
     placed_lines,
     prompt_id,
     prompt_seed,
     row_of,
+    tools_of,
 )
 from ..run import Progress, Run, stop_if_asked
 from ..schema import load_schema
@@ -33,6 +35,7 @@ from ..store import Store
 from ..targets import decode
 from ..teachers import preamble
 from ..teachers.identity import fetch_teacher, identify_teacher
+from .dialogue import parts
 from .keys import AnswerKeys, given_answers, parameters, row_key, teacher_identity
 from .streams import rows_file
 from .teach import READ_AT_ONCE, STORE, prompts_file, row_count
@@ -87,8 +90,14 @@ def export_todo(recipe: Recipe, run: Run, path: Path, progress: Progress) -> int
     with rows_file(path) as write:
         for one in _wanted(recipe, run, progress):
             if one.completion is None and one.sample != GIVEN:
+                if len(parts(one.prompt)) > 1:
+                    raise InvalidInput(
+                        f"prompt {one.prompt.id}: several turns are answered one after another, which no file can ask",
+                        "Let a teacher here answer it.",
+                    )
                 messages = [message.as_dict() for message in (*shown[one.teacher], *one.prompt.messages)]
-                write({"custom_id": one.key, "messages": messages, **_request(recipe, one, schema)})
+                tools = {"tools": list(one.prompt.tools)} if one.prompt.tools else {}
+                write({"custom_id": one.key, "messages": messages, **tools, **_request(recipe, one, schema)})
                 count += 1
     return count
 
@@ -131,6 +140,8 @@ def _of_prompt(teachers: Sequence[AnswerKeys], prompt: Prompt) -> Iterator[_Want
     for number, keys in enumerate(teachers):
         is_given = keys.given(prompt) is not None
         for sample, key in enumerate(keys.of(prompt)):
+            for part in parts(prompt)[:-1]:
+                yield _Wanted(part, number, sample, keys.part(part, sample))
             yield _Wanted(prompt, number, GIVEN if is_given else sample, key)
 
 
@@ -150,7 +161,7 @@ def _row(one: _Wanted, completion: Completion, params: dict[str, Any]) -> dict[s
         own["answers"] = completion.answers
     if completion.targets is not None:
         own["targets"] = base64.b64encode(completion.targets).decode()
-    return {"messages": [turn.as_dict() for turn in turns], "_ed": own}
+    return {**chat_row(turns, one.prompt.tools), "_ed": own}
 
 
 def _request(recipe: Recipe, one: _Wanted, schema: dict[str, Any] | None) -> dict[str, Any]:
@@ -238,7 +249,7 @@ class _Reader:
         """Key, prompt id, teacher and sample of every answer that is asked for."""
         for prompt in prompts:
             for one in _of_prompt(self._keys, prompt):
-                yield one.key, prompt.id, one.teacher, one.sample
+                yield one.key, one.prompt.id, one.teacher, one.sample
 
     def read(self, where: str, line: bytes, store: Store) -> tuple[str, int, Completion]:
         """Key, teacher and completion of a line, or InvalidInput that says where and what."""
@@ -256,23 +267,30 @@ class _Reader:
         if asked is None:
             raise InvalidInput(f"{where}: {key[:12]}... is no answer that this recipe asks for")
         identity, teacher, sample = asked
-        self._same_question(where, (key, asked), messages, "sha" in own)
+        prompt = _asked(where, row, messages)
+        self._same_question(where, (key, asked), (prompt, messages[-1].content), "sha" in own)
         completion = _completion(where, (identity, max(sample, 0)), messages[-1].content, own)
         if self._needs_targets and completion.targets is None:
             raise InvalidInput(f"{where}: no targets, which teach.targets asks for")
         return key, teacher, completion
 
     def _same_question(
-        self, where: str, known: tuple[str, tuple[str, int, int]], messages: Sequence[Message], is_ours: bool
+        self, where: str, known: tuple[str, tuple[str, int, int]], row: tuple[Prompt, str], is_ours: bool
     ) -> None:
-        """Raise InvalidInput where the key is not one of these messages, as far as the row tells what was asked."""
+        """Raise InvalidInput where the key is not one of this row, as far as it tells what was asked."""
         key, (identity, teacher, sample) = known
-        prompt = Prompt(prompt_id(messages[:-1]), tuple(messages[:-1]))
-        given = messages[-1].content if sample == GIVEN else None
+        prompt, answer = row
+        given = answer if sample == GIVEN else None
         if is_ours and row_key(prompt, self._keys[teacher].identity, max(sample, 0), given) != key:
             raise InvalidInput(f"{where}: its messages are not those of {key[:12]}...")
         if not is_ours and sample == GIVEN:
             raise InvalidInput(f"{where}: prompt {identity} has an answer that the recipe gives")
+
+
+def _asked(where: str, row: dict[str, Any], messages: Sequence[Message]) -> Prompt:
+    """What a row answers."""
+    tools = tools_of(where, row.get("tools"))
+    return Prompt(prompt_id(messages[:-1], tools), tuple(messages[:-1]), tools=tools)
 
 
 def _completion(where: str, asked: tuple[str, int], text: str, own: dict[str, Any]) -> Completion:

@@ -18,12 +18,13 @@ from .judging import judged
 from .sandbox import checked
 from .scorer_desk import Desk
 from .scoring import equal, same
+from .tool_calls import paired, said
 
 __all__ = ["SCORERS", "chrf", "fields", "label", "require_expected", "scored", "token_f1", "tool_call"]
 
 CHRF_ORDER, CHRF_BETA = 6, 2
+NO_CALLS: tuple[Any, ...] = ([], {"tool_calls": []})
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 Scores = dict[str, list[float | None]]
 
@@ -110,8 +111,9 @@ def token_f1(answer: str, expected: Any) -> float:
 def tool_call(answer: str, expected: Any) -> float:
     """The share of arguments that are right, of those that either call has; 0 where another tool is called.
 
-    Calls are `{"name", "arguments"}`, an OpenAI message with `tool_calls`, or Hermes' `<tool_call>`; of several, the
-    mean in their order, and a call too many or too few is wrong.
+    Calls are `{"name", "arguments"}`, an OpenAI message with `tool_calls`, or in one of `tool_calls.FORMS`; arguments
+    are compared by type and value. Of several calls it is the mean, whatever their order; one too many or too few is
+    wrong. Where no tool fits, `expected` is an empty list: right is an answer in words.
 
     >>> right = {"name": "light", "arguments": {"room": "hall", "on": True}}
     >>> tool_call('<tool_call>{"name": "light", "arguments": {"room": "hall", "on": false}}</tool_call>', right)
@@ -120,10 +122,13 @@ def tool_call(answer: str, expected: Any) -> float:
     0.5
     >>> tool_call('{"name": "door", "arguments": {"room": "hall", "on": true}}', right), tool_call("hello", right)
     (0.0, 0.0)
+    >>> tool_call("I cannot open doors.", []), tool_call('{"name": "light", "arguments": {}}', [])
+    (1.0, 0.0)
     """
     wanted, given = _calls(expected), _calls(answer)
-    pairs = list(zip(given, wanted, strict=False))
-    return sum(_same_call(*pair) for pair in pairs) / (max(len(wanted), len(given)) or 1)
+    if not wanted:
+        return float(not given and not said(answer).is_broken and bool(answer.strip()))
+    return paired([[_same_call(mine, theirs) for theirs in wanted] for mine in given]) / max(len(wanted), len(given))
 
 
 SCORERS: dict[str, Callable[[str, Any], float]] = {
@@ -144,8 +149,8 @@ def require_expected(scorer: str, prompt: Prompt, where: str) -> None:
     problem = ""
     if scorer in ("label", "regex", "chrf", "f1") and not _texts(prompt.expected):
         problem = "a text, or a list of texts, that are not empty"
-    elif scorer == "tool" and not _calls(prompt.expected):
-        problem = 'a call: {"name": ..., "arguments": {...}}'
+    elif scorer == "tool" and not _calls(prompt.expected) and prompt.expected not in NO_CALLS:
+        problem = 'a call: {"name": ..., "arguments": {...}}, or [] where no tool fits'
     elif scorer == "regex":
         for pattern in _texts(prompt.expected):
             try:
@@ -204,15 +209,20 @@ def _f1(mine: list[str], theirs: list[str]) -> float:
 def _calls(value: Any) -> list[tuple[str, Any]]:
     """Name and arguments of each call in an answer, in any of the forms that are known."""
     if isinstance(value, str):
-        tagged = TOOL_CALL.findall(value)
-        parts = [json_instance(part) for part in tagged] if tagged else [json_instance(value)]
-        return [call for part in parts if not isinstance(part, str) for call in _calls(part)]
+        found = said(value)
+        plain = () if found.calls or found.is_broken else _calls_of(json_instance(value))
+        return [*found.calls, *plain]
+    return _calls_of(value)
+
+
+def _calls_of(value: Any) -> list[tuple[str, Any]]:
+    """The same of a JSON value, of which a text is none."""
     if isinstance(value, list):
-        return [call for one in value for call in _calls(one)]
+        return [call for one in value for call in _calls_of(one)]
     if not isinstance(value, dict):
         return []
     if "tool_calls" in value:
-        return _calls(value["tool_calls"])
+        return _calls_of(value["tool_calls"])
     inner = value.get("function", value)
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         return []

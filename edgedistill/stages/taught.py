@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..chat import with_system
 from ..errors import InvalidInput
 from ..recipe import Recipe, TrainSettings
-from ..records import Example, Message, digest, messages_of, placed_lines, read_rows
+from ..records import Example, Message, Tool, digest, messages_of, placed_lines, read_rows, tools_of
 from ..run import Run, file_sha256
 from ..schema import kept_answers, load_schema
 from ..store import Store
 from ..students.alignment import Aligner
-from ..students.encode import EncodedExample, Encoder
-from ..students.lessons import Lesson, aligned_lesson, answers_lesson, cooled, text_lesson
+from ..students.encode import EncodedExample, Encoder, joined
+from ..students.lessons import Lesson, aligned_lesson, answers_lesson, cooled, hard_lesson, text_lesson
 from ..students.packed import PackedExamples, packed
 from ..targets import Targets, decode
 from ..teachers import BACKENDS
@@ -26,7 +25,7 @@ __all__ = ["SampledRow", "TaughtRows", "require_taught"]
 
 SHORT = 32  # tokens; a row of a sample is taken to have as many at least
 ALIGNED = 500  # rows that tell the share of aligned tokens
-PACKING = 3  # raised where the same rows would be encoded otherwise
+PACKING = 4  # raised where the same rows would be encoded otherwise
 
 
 def require_taught(recipe: Recipe) -> str:
@@ -67,6 +66,7 @@ class SampledRow:
 
     messages: tuple[Message, ...]
     example: EncodedExample
+    tools: tuple[Tool, ...] = ()
 
 
 class TaughtRows:
@@ -111,13 +111,17 @@ class TaughtRows:
             self._store is None,
             self._aligner is None,
         )
-        return packed(self._scratch / path.stem / key[:16], (row.example for row in self._encoded(path)))
+        return packed(self._scratch / path.stem / key[:16], self._encoded(path))
 
     def sample(self, name: str, tokens: int) -> list[SampledRow]:
-        """Some rows of `train` or `valid` from all over the file, of about so many tokens together at most."""
+        """Some rows of `train` or `valid` from all over the file, of about so many tokens together at most.
+
+        Of a row with several turns of the assistant, the last one is the example.
+        """
         path = self._rows / f"{name}.jsonl"
         every = max(1, -(-sum(1 for _ in placed_lines(path)) * SHORT // tokens))
-        found = list(self._encoded(path, every))
+        rows = self._turns(path, every)
+        found = [SampledRow(row.messages, self._fitting(path, turns[-1]), row.tools) for row, turns in rows]
         wanted = sum(len(row.example.tokens) for row in found) / tokens
         if wanted <= 1:
             return found
@@ -127,8 +131,10 @@ class TaughtRows:
         """What an encoded row teaches."""
         if example.answers:
             return answers_lesson(example.id, example.tokens[: example.start], dict(example.answers))
+        if not example.key:
+            return hard_lesson(example)
         ce_weight = self._settings.ce_weight if self._settings.loss == "mixed" else 0.0
-        targets = self.targets(example.key) if example.key else None
+        targets = self.targets(example.key)
         if targets is not None and self._aligner is not None:
             aligned = self._aligner.align(targets, example.tokens[example.start :])
             return aligned_lesson(example.id, example.tokens, example.start, aligned, ce_weight)
@@ -157,25 +163,35 @@ class TaughtRows:
         is_other = self._aligner is None and len(targets.tokens) > 0 and int(targets.tokens[-1]) in self._others
         return _without_last(targets) if is_other else targets
 
-    def _encoded(self, path: Path, every: int = 1) -> Iterator[SampledRow]:
+    def _encoded(self, path: Path) -> Iterator[EncodedExample]:
+        """The examples of a file: each of the assistant's turns is learned once."""
+        for _, turns in self._turns(path):
+            yield from (self._fitting(path, example) for example in joined(turns))
+
+    def _fitting(self, path: Path, example: EncodedExample) -> EncodedExample:
         longest = self._settings.max_length
+        if len(example.tokens) > longest:
+            raise InvalidInput(
+                f"{path}: row {example.id} has {len(example.tokens)} tokens, train.max_length is {longest}",
+                "Raise train.max_length or drop the row.",
+            )
+        return example
+
+    def _turns(self, path: Path, every: int = 1) -> Iterator[tuple[Example, list[EncodedExample]]]:
+        """Each row of a file, without any system text, and the turns of the assistant in it."""
         for number, row in read_rows(path):
             if (number - 1) % every:
                 continue
-            taught: dict[str, Any] = row.get("_ed", {})
-            said = messages_of(f"{path}:{number}", row)
-            messages = with_system(self._system, said)
-            example = self._encoder.example(Example(str(taught.get("id", number)), messages))
+            where, taught = f"{path}:{number}", row.get("_ed", {})
+            said = Example(str(taught.get("id", number)), messages_of(where, row), tools_of(where, row.get("tools")))
+            turns = self._encoder.turns(replace(said, messages=with_system(self._system, said.messages)))
             if self._settings.loss != "hard" and "answers" in taught:
-                example = self._with_answers(example, messages[-1].content, taught["answers"])
-            elif self._store is not None and "key" in taught:
-                example = self._with_targets(example, taught["key"])
-            if len(example.tokens) > longest:
-                raise InvalidInput(
-                    f"{path}: row {example.id} has {len(example.tokens)} tokens, train.max_length is {longest}",
-                    "Raise train.max_length or drop the row.",
-                )
-            yield SampledRow(said, example)
+                turns[-1] = self._with_answers(turns[-1], said.messages[-1].content, taught["answers"])
+            elif self._store is not None:
+                keys = taught.get("keys") or [*[None] * (len(turns) - 1), taught.get("key")]
+                keyed = zip(turns, keys, strict=True)
+                turns = [turn if key is None else self._with_targets(turn, key) for turn, key in keyed]
+            yield said, turns
 
     def _with_answers(self, example: EncodedExample, text: str, shares: dict[str, float]) -> EncodedExample:
         answers = self._answers.of(example, text, tuple(shares))

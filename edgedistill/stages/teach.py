@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import EdgeDistillError, Stopped
-from ..recipe import Recipe
-from ..records import Completion, Example, Message, Prompt, digest, iter_prompts
+from ..recipe import Recipe, TeachSettings
+from ..records import Completion, Example, Message, Prompt, Tool, digest, iter_prompts
 from ..run import Progress, Run, file_sha256
 from ..schema import load_schema
 from ..store import Store
@@ -17,10 +18,11 @@ from ..teachers import Teacher, TeacherTask, load_teacher, preamble
 from ..teachers.identity import fetch_teacher
 from .asking import Asking, Pass, Source, Tally
 from .combine import Answered
+from .dialogue import conversed, parts
 from .failures import Failures
 from .keys import AnswerKeys, GivenAnswers, given_answers, teacher_identity
 
-__all__ = ["STORE", "answers", "prompts_file", "row_count", "taught_keys", "teach"]
+__all__ = ["STORE", "answers", "prompts_file", "row_count", "taught_keys", "teach", "turn_keys"]
 
 STORE = "teacher.sqlite"
 READ_AT_ONCE = 500  # prompts whose answers are read in one query
@@ -46,7 +48,8 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
                 assert found.sha256 is not None, "weights that were fetched have been hashed"
                 keys = AnswerKeys(teacher_identity(recipe, settings, found.sha256), samples, given)
                 shown = preamble(recipe, settings)
-                task = TeacherTask(found.path, found.sha256, shown, load_schema(recipe), run.scratch, settings)
+                schema, tools = load_schema(recipe), first_tools(source.path)
+                task = TeacherTask(found.path, found.sha256, shown, schema, run.scratch, settings, tools)
                 asking = Asking(store, source, number, keys, tally, settings.backend == "openai")
                 _ask(recipe, task, (asking, given), failures)
                 records.append({**found.record(), "identity": keys.identity})
@@ -68,6 +71,11 @@ def prompts_file(run: Run) -> Path:
     return run.folder("prompts") / "prompts.jsonl"
 
 
+def first_tools(path: Path) -> tuple[Tool, ...]:
+    """The tools that the first row of a file offers; most often they are those of all."""
+    return next((prompt.tools for prompt in iter_prompts(path)), ())
+
+
 def row_count(path: Path) -> int:
     """Rows of a file that a stage wrote: its lines."""
     with path.open("rb") as file:
@@ -84,20 +92,63 @@ class _Loaded:
     def __init__(self, task: TeacherTask) -> None:
         self._task = task
         self._teacher: Teacher | None = None
+        self._error: EdgeDistillError | None = None
+        self.failures: dict[str, str] = {}
+        """The reasons, by prompt id, of a teacher that gives any."""
+        self.names: dict[str, str] = {}
+        """The prompt ids of questions that were asked under another name."""
 
     def get(self) -> Teacher:
         if self._teacher is None:
             self._teacher = load_teacher(self._task)
         return self._teacher
 
+    def complete(self, prompts: Iterator[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
+        """The teacher's completions; that some prompts got none is kept for `settle`."""
+        try:
+            yield from self.get().complete(prompts, settings, seed)
+        except EdgeDistillError as error:
+            if isinstance(error, Stopped) or not self.note():
+                raise
+            self._error = self._error or error
+
     @property
-    def failures(self) -> dict[str, str]:
-        """The reasons, by prompt id, of a teacher that gives any."""
-        return getattr(self._teacher, "failures", {})
+    def failed(self) -> int:
+        """How many prompts have been given up so far."""
+        return len(self.failures.keys() | self._reasons().keys())
+
+    def settle(self) -> None:
+        """Raise what was kept."""
+        if self._error is not None:
+            raise self._error
+
+    def _reasons(self) -> dict[str, str]:
+        reasons: dict[str, str] = getattr(self._teacher, "failures", {})
+        return {self.names.get(name, name): reason for name, reason in reasons.items()}
+
+    def note(self) -> bool:
+        """Keep the reasons that the teacher gives; return whether there are any."""
+        self.failures |= self._reasons()
+        return bool(self.failures)
 
     def close(self) -> None:
         if self._teacher is not None:
             self._teacher.close()
+
+
+class _Answered:
+    """The answers to parts of conversations, in the teacher's store."""
+
+    def __init__(self, asking: Asking) -> None:
+        self._store, self._keys, self._number = asking.store, asking.keys, asking.number
+
+    def get(self, part: Prompt, sample: int) -> Completion | None:
+        return self._store.get(self._keys.part(part, sample))
+
+    def add(self, part: Prompt, completion: Completion) -> Completion:
+        key = self._keys.part(part, completion.sample)
+        self._store.add(key, completion, self._number)
+        return self._store.get(key) or completion
 
 
 def _ask(recipe: Recipe, task: TeacherTask, work: tuple[Asking, GivenAnswers | None], failures: Failures) -> None:
@@ -107,17 +158,21 @@ def _ask(recipe: Recipe, task: TeacherTask, work: tuple[Asking, GivenAnswers | N
     settings = recipe.teach
 
     def failed() -> int:
-        return len(failures) + len(teacher.failures)
+        return len(failures) + teacher.failed
 
-    def complete(prompts: Iterator[Prompt]) -> Iterable[Completion]:
-        return teacher.get().complete(prompts, settings, recipe.seed)
+    def complete(prompts: Iterator[Prompt]) -> Iterator[Completion]:
+        one = settings.model_copy(update={"samples": 1})
+        all_samples, one_each = (partial(teacher.complete, settings=how, seed=recipe.seed) for how in (settings, one))
+        asks = (all_samples, one_each)
+        yield from conversed(prompts, settings.samples, asks, _Answered(asking), teacher.names)
+        teacher.settle()
 
     def score(prompts: Iterator[Prompt]) -> Iterable[Completion]:
         assert given is not None
         texts = ((prompt, given.get(prompt.id) or "") for prompt in prompts)
         if settings.targets == "none":
             return (Completion(prompt.id, text, "stop", 0, 0, 0.0) for prompt, text in texts)
-        examples = (Example(prompt.id, (*prompt.messages, Message("assistant", text))) for prompt, text in texts)
+        examples = (Example(p.id, (*p.messages, Message("assistant", text)), p.tools) for p, text in texts)
         return teacher.get().score(examples, settings, recipe.seed)
 
     try:
@@ -134,10 +189,12 @@ def _pass(asking: Asking, one: Pass, teacher: _Loaded, failures: Failures) -> No
     try:
         asking.run(one)
     except EdgeDistillError as error:
+        teacher.note()
         failures.note(asking, teacher.failures)
         if isinstance(error, Stopped) or not failures.may_be_left_out(asking):
             raise
     else:
+        teacher.note()
         failures.note(asking, teacher.failures)
         if not failures.may_be_left_out(asking):
             raise failures.error(asking)
@@ -169,12 +226,23 @@ def answers(recipe: Recipe, run: Run, targets: bool = False) -> Iterator[tuple[P
     prompts = iter_prompts(prompts_file(run))
     with Store(run.folder("teach") / STORE, read_only=True) as store:
         while block := list(islice(prompts, READ_AT_ONCE)):
-            keyed = [
-                [(number, key) for number, keys in enumerate(teachers) for key in keys.of(prompt)] for prompt in block
-            ]
-            found = store.find([key for keys in keyed for _, key in keys], targets)
-            for prompt, keys in zip(block, keyed, strict=True):
-                answered = [Answered(number, found[key]) for number, key in keys if key in found]
-                if len(answered) < len(keys) and not summary["failed"]:
+            wanted = [[one for number, keys in enumerate(teachers) for one in _wanted(number, keys, p)] for p in block]
+            found = store.find([key for many in wanted for _, turns in many for key in turns], targets)
+            for prompt, many in zip(block, wanted, strict=True):
+                whole = [(number, turns) for number, turns in many if all(key in found for key in turns)]
+                if len(whole) < len(many) and not summary["failed"]:
                     raise EdgeDistillError(f"{run.folder('teach')}: answers are missing", "Redo with --from teach.")
-                yield prompt, answered
+                said = [(number, [found[key] for key in turns]) for number, turns in whole]
+                yield prompt, [Answered(number, turns[-1], tuple(turns[:-1])) for number, turns in said]
+
+
+def turn_keys(keys: AnswerKeys, prompt: Prompt, sample: int) -> list[str]:
+    """The keys of one sample of the answers to a prompt, turn by turn; only the last may be a given one."""
+    return [*(keys.part(part, sample) for part in parts(prompt)[:-1]), keys.of(prompt)[sample]]
+
+
+def _wanted(number: int, keys: AnswerKeys, prompt: Prompt) -> Iterator[tuple[int, list[str]]]:
+    """Of each sample of a teacher's answers to a prompt: the teacher's number, and the keys of its turns."""
+    samples = 1 if keys.given(prompt) is not None else len(keys.of(prompt))
+    for sample in range(samples):
+        yield number, turn_keys(keys, prompt, sample)

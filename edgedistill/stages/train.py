@@ -16,6 +16,7 @@ from ..students.alignment import Aligner, require_aligned
 from ..students.encode import Encoder
 from ..students.packed import PackedExamples
 from ..teachers.identity import fetch_teacher
+from .dialogue import places
 from .imported import base_folder, pruned
 from .prompt_source import source_prompts
 from .scoring import equal
@@ -69,12 +70,13 @@ def _by_text(recipe: Recipe, train: PackedExamples) -> list[str]:
 
 
 def _exam(recipe: Recipe, encoder: Encoder) -> Exam | None:
-    """The first eval prompts that have a right answer, as many as the recipe wants answered after each epoch."""
+    """The first eval prompts with one question and a right answer, as many as are to be answered after each epoch."""
     wanted = recipe.train.score_prompts
     if not wanted:
         return None
-    asked = [row for row in iter_prompts(recipe.file(recipe.evaluate.file)) if row.expected is not None][:wanted]
-    prompts = [encoder.prompt(with_system(recipe.student.system, row.messages)) for row in asked]
+    rows = (row for row in iter_prompts(recipe.file(recipe.evaluate.file)) if len(places(row.messages)) == 1)
+    asked = [row for row in rows if row.expected is not None][:wanted]
+    prompts = [encoder.prompt(with_system(recipe.student.system, row.messages), row.tools) for row in asked]
 
     def score(answers: Sequence[Sequence[int]]) -> float:
         pairs = zip(answers, asked, strict=True)

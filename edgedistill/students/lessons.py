@@ -124,8 +124,12 @@ class Batch:
 
 
 def hard_lesson(example: EncodedExample) -> Lesson:
-    """The lesson of an example's text alone."""
-    return text_lesson(example.id, example.tokens, example.start)
+    """The lesson of an example's text alone: a row for each token that carries the loss."""
+    lesson = text_lesson(example.id, example.tokens, example.start)
+    if not example.gaps:
+        return lesson
+    learned = np.concatenate([np.arange(begin, end) for begin, end in example.spans]) - example.start
+    return replace(lesson, rows=_picked(lesson.rows, learned))
 
 
 def text_lesson(

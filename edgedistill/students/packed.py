@@ -61,9 +61,10 @@ class PackedExamples(Sequence[EncodedExample]):
         tokens = self._tokens[self._bounds[row] : self._bounds[row + 1]]
         name = self._ids[row].decode("utf-8", "ignore")
         more = bytes(self._more[self._more_bounds[row] : self._more_bounds[row + 1]])
-        key, answers = json.loads(more) if more else ("", ())
+        key, answers, gaps = json.loads(more) if more else ("", (), ())
         shares = tuple((tuple(answer), share) for answer, share in answers)
-        return EncodedExample(name, tuple(tokens.tolist()), int(self._starts[row]), key, shares)
+        between = tuple((begin, end) for begin, end in gaps)
+        return EncodedExample(name, tuple(tokens.tolist()), int(self._starts[row]), key, shares, between)
 
 
 def packed(folder: Path, examples: Iterable[EncodedExample]) -> PackedExamples:
@@ -96,7 +97,8 @@ def _write(folder: Path, examples: Iterable[EncodedExample]) -> None:
             for name in (TOKENS, LENGTHS, STARTS, IDS, MORE, MORE_LENGTHS)
         )
         for example in examples:
-            taught = json.dumps([example.key, example.answers]).encode() if example.key or example.answers else b""
+            more_of_it = (example.key, example.answers, example.gaps)
+            taught = json.dumps(more_of_it).encode() if any(more_of_it) else b""
             tokens.write(np.array(example.tokens, dtype=TYPES[TOKENS]).tobytes())
             lengths.write(len(example.tokens).to_bytes(4, "little"))
             starts.write(example.start.to_bytes(4, "little"))

@@ -13,7 +13,7 @@ from ..chat import with_system
 from ..errors import InvalidInput, MissingRequirement
 from ..models import Format
 from ..recipe import Recipe, TeacherSettings, TeachSettings
-from ..records import Completion, Example, Message, Prompt, messages_of, read_rows
+from ..records import Completion, Example, Message, Prompt, Tool, messages_of, read_rows
 
 __all__ = ["BACKENDS", "Backend", "Teacher", "TeacherTask", "load_teacher", "preamble", "require_teacher"]
 
@@ -53,6 +53,8 @@ class TeacherTask:
     schema: dict[str, Any] | None
     scratch: Path
     settings: TeacherSettings
+    tools: tuple[Tool, ...] = ()
+    """What most prompts offer, so that they share a beginning."""
 
 
 class Teacher(Protocol):

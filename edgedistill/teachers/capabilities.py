@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InvalidInput
 from ..recipe import TeachSettings
-from ..records import Message
+from ..records import Message, Tool
 from ..run import write_whole
 from .reply import Answer, Failure
 
@@ -56,6 +56,7 @@ class Question:
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    tools: tuple[Tool, ...] = ()
 
     @classmethod
     def of(cls, messages: tuple[Message, ...], settings: TeachSettings, seed: int) -> Question:
@@ -99,6 +100,8 @@ class Capabilities:
         for name in ("seed", "top_k", "min_p"):
             if getattr(self, name) and (getattr(question, name) or name == "seed"):
                 body[name] = getattr(question, name)
+        if question.tools:
+            body["tools"] = list(question.tools)
         form = FORMATS[self.format]
         if schema is not None and form is not None:
             body["response_format"] = form(schema)

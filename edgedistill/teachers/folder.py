@@ -73,7 +73,7 @@ class FolderTeacher:
     def _load(self) -> _Loaded:
         if self._loaded is None:
             vocabulary = Vocabulary(self._folder)
-            prefix = SharedPrefix(vocabulary, self._task.preamble)
+            prefix = SharedPrefix(vocabulary, self._task.preamble, self._task.tools)
             decoder = self._open_decoder(self._folder)
             must_fit(decoder, len(prefix.tokens))
             schema = self._task.schema
@@ -94,6 +94,7 @@ class FolderTeacher:
             capture=_capture(settings) if settings.targets != "none" else None,
         )
         for prompt in prompts:
+            loaded.prefix.require_tools(prompt.tools)
             tokens = loaded.prefix.prompt(prompt.messages)
             must_fit(loaded.decoder, len(loaded.prefix.tokens) + len(tokens) + settings.max_tokens)
             for sample in range(settings.samples):
@@ -102,6 +103,7 @@ class FolderTeacher:
     def _given(self, examples: Iterable[Example], settings: TeachSettings, seed: int) -> Iterator[Request]:
         loaded = self._load()
         for example in examples:
+            loaded.prefix.require_tools(example.tools)
             tokens, answer = loaded.prefix.answered(example.messages)
             must_fit(loaded.decoder, len(loaded.prefix.tokens) + len(tokens) + len(answer))
             sampling = Sampling(len(answer), seed=prompt_seed(seed, example.id, 0), capture=_capture(settings))

@@ -59,7 +59,7 @@ class LlamaTeacher:
                 prefix_cache=PrefixCache(task.scratch, task.sha256),
                 layouts=cache_root() / "layouts",
             )
-            self._answerer = Answerer(task.model, task.preamble, task.schema, how)
+            self._answerer = Answerer(task.model, task.preamble, task.schema, how, task.tools)
         return self._answerer
 
 

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from ..errors import EdgeDistillError, InvalidInput, MissingRequirement
 from ..recipe import TeacherSettings, TeachSettings
@@ -119,11 +120,13 @@ class OpenaiTeacher:
             async def attempt(row: Row, useless: int) -> Answer | Failure:
                 messages = (*task.preamble, *row.prompt.messages)
                 own = (prompt_seed(seed, row.prompt.id, row.sample) + useless * ANOTHER) % SEEDS
-                question = Question.of(messages, settings, own)
+                question = replace(Question.of(messages, settings, own), tools=row.prompt.tools)
                 result = await server.ask(capabilities.body(model, question, schema), settings.max_tokens)
                 if isinstance(result, Failure):
                     return result
-                return self._witness.check(result) or complaint(result, self._is_valid) or result
+                return (
+                    self._witness.check(result) or complaint(result, self._is_valid, bool(row.prompt.tools)) or result
+                )
 
             yield Conversation(attempt, lambda: server.greet(capabilities, settings))
 

@@ -12,7 +12,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from ..chat import json_instance
-from ..errors import EdgeDistillError, Stopped
+from ..errors import EdgeDistillError, InvalidInput, Stopped
+from ..messages import messages_of, with_calls
 from .http import NoReply, Reply
 
 __all__ = ["Answer", "Failure", "Witness", "answer_of", "complaint", "failure_of", "models_of", "refusal_of", "said"]
@@ -20,6 +21,7 @@ __all__ = ["Answer", "Failure", "Witness", "answer_of", "complaint", "failure_of
 Validator = Callable[[Any], bool]
 
 ENDED = ("stop", "eos", "eos_token")  # the last two are what some servers write for the first
+CALLED = "tool_calls"  # how an answer ends that calls a tool
 REMEMBERED = 8192  # answers in which a repeated one is looked for
 STRANGERS = 5  # answers in a row from another model after which it is no slip
 LONGEST = 200  # letters of a server's text in a message
@@ -104,11 +106,15 @@ def answer_of(reply: Reply) -> Answer | Failure:
     text = message.get("content")
     if text is not None and not isinstance(text, str):
         return Failure("an answer that is not text")
+    try:
+        (said,) = messages_of("reply", {"messages": [{"role": "assistant", **_spoken(message)}]})
+    except InvalidInput:
+        return Failure("tool calls that are none", alive=True)
     usage = payload.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     reason = choice.get("finish_reason")
     answer = Answer(
-        text=text or "",
+        text=with_calls(said),
         finish_reason=reason if isinstance(reason, str) else "",
         model=_text(payload.get("model")),
         prompt_tokens=_count(counts.get("prompt_tokens")),
@@ -119,13 +125,13 @@ def answer_of(reply: Reply) -> Answer | Failure:
     return answer if _is_unicode(answer.text) else Failure("an answer with half a surrogate pair")
 
 
-def complaint(answer: Answer, is_valid: Validator | None) -> Failure | None:
+def complaint(answer: Answer, is_valid: Validator | None, has_tools: bool = False) -> Failure | None:
     """Why an answer is of no use, or None. One that was cut off is kept: it says so."""
     if answer.finish_reason == "length":
         if answer.text.strip():
             return None
         return Failure("nothing but thought within teach.max_tokens", retry=False, alive=True)
-    if answer.finish_reason not in ENDED:
+    if answer.finish_reason not in ENDED and not (has_tools and answer.finish_reason == CALLED):
         return Failure(f"finish_reason '{_plain(answer.finish_reason)[:40]}'", alive=True)
     if not answer.text.strip():
         return Failure("an empty answer", alive=True)
@@ -212,6 +218,15 @@ def said(body: bytes, key: str | None) -> str:
     if key and any(key[start : start + PIECE] in text for start in range(max(1, len(key) - PIECE + 1))):
         return ""
     return _plain(text)
+
+
+def _spoken(message: dict[str, Any]) -> dict[str, Any]:
+    """What counts of a server's message: of a call its function, as only a text is kept."""
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        return {"content": None, "tool_calls": "none"}
+    kept = [{"type": "function", "function": call.get("function")} for call in calls]
+    return {"content": message.get("content") or "", "tool_calls": kept}
 
 
 def _retry_after(text: str) -> float:

@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InvalidInput
-from ..records import Message, common_length
+from ..records import Message, Tool, common_length
 from .vocabulary import Vocabulary
 
 __all__ = ["SharedPrefix"]
 
 
 class SharedPrefix:
-    """The preamble as tokens, and every conversation as the tokens that come after these."""
+    """The preamble as tokens, with the tools on offer, and every conversation as the tokens that come after these."""
 
-    def __init__(self, vocabulary: Vocabulary, preamble: Sequence[Message]) -> None:
+    def __init__(self, vocabulary: Vocabulary, preamble: Sequence[Message], tools: Sequence[Tool] = ()) -> None:
         self._vocabulary = vocabulary
+        self._tools = tuple(tools)
         self._preamble = tuple(preamble)
         one, other = (self._text((Message("user", text),)) for text in ("a", "b"))
         shared = one[: common_length(one, other)]
         self._head = shared[: vocabulary.last_special(shared)]
         self.tokens = tuple(vocabulary.ids(self._head))
+
+    def require_tools(self, tools: Sequence[Tool]) -> None:
+        """Raise InvalidInput where a conversation offers other tools than the shared text."""
+        if tuple(tools) != self._tools:
+            raise InvalidInput(
+                "rows offer different tools, which this backend cannot share a beginning among",
+                "Give all rows the same tools, or let the 'llamacpp' or the 'openai' backend teach.",
+            )
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """A conversation's own tokens, up to where the answer begins.
@@ -63,4 +72,4 @@ class SharedPrefix:
         return text[len(self._head) :]
 
     def _text(self, messages: Sequence[Message], answer_next: bool = True) -> str:
-        return self._vocabulary.template.render((*self._preamble, *messages), answer_next)
+        return self._vocabulary.template.render((*self._preamble, *messages), answer_next, self._tools)

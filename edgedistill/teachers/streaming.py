@@ -189,7 +189,7 @@ class StreamedModel:
 
     async def _exchange(self, prompt: Prompt, stream: _Stream) -> Reply:
         task = self._task
-        question = Question((*task.preamble, *prompt.messages), task.max_tokens)
+        question = Question((*task.preamble, *prompt.messages), task.max_tokens, tools=prompt.tools)
         body = self._capabilities.body(task.asked.model, question, task.schema)
         body = {**body, "stream": True, **self._extras[0]}
         try:

@@ -77,6 +77,7 @@ class Weigher:
             yield from (self._completion(asked, seconds) for asked in group.values())
 
     def _ask(self, prompt: Prompt) -> _Asked:
+        self._prefix.require_tools(prompt.tools)
         tail = self._prefix.tail(prompt.messages)
         if tail not in self._tries:  # nearly always the same for all prompts
             found = zip(self._answers, self._prefix.continued(tail, self._answers), strict=True)
