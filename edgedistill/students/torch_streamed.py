@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..llamacpp.weights import Tensor, find_tensors, read_rows
+from ..llamacpp.weights import Tensor, find_tensors, read_rows, row_steps
 from .torch_memory import free_bytes
 from .training import ROOM
 
@@ -33,7 +33,10 @@ class _Weights(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._tensors.get(name) or self._tensors[self._shared[name]]
-        return torch.from_numpy(read_rows(tensor, 0, tensor.shape[0]))
+        values = np.empty(tensor.shape, np.float32)
+        for first, last in row_steps(tensor.shape):  # never a second copy of a large one, as it is stored
+            values[first:last] = read_rows(tensor, first, last)
+        return torch.from_numpy(values)
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self._tensors, *self._shared])
