@@ -23,6 +23,7 @@ from .stages import STAGES, Stage
 from .stages.judging import judge_teacher
 from .stages.package import Rejected
 from .stages.prompt_source import scrubs
+from .stages.synthesis import written_by
 from .teachers.identity import fetch_teacher, identify_teacher
 
 __all__ = ["STAGES", "RunSettings", "load_run", "run_recipe", "run_stages", "stage_keys"]
@@ -60,6 +61,8 @@ def stage_keys(recipe: Recipe, run: Run) -> dict[str, str]:
         for table in stage.reads:
             parts += [settings_of(recipe, table), contents(recipe, table), models_of(recipe, run, table)]
         parts += [contents(recipe, table) for table in stage.files_of]
+        if stage.name == "prompts" and recipe.prompts.synthesize is not None:
+            parts += [written_by(recipe, run), contents(recipe, "evaluate")]
         key = keys[stage.name] = digest(parts)
     return keys
 
@@ -112,6 +115,7 @@ def run_stages(
 def fetch_unknown(recipe: Recipe, run: Run, progress: Progress, only: str | None) -> None:
     """Fetch each model whose content is known only once it is here, so that no key changes under way."""
     tables = {table for stage in STAGES[: NAMES.index(only or NAMES[-1]) + 1] for table in stage.reads}
+    tables |= {"teachers"} if recipe.prompts.synthesize is not None else set()
     for teacher in recipe.teachers if "teachers" in tables else ():
         if identify_teacher(recipe, teacher, run.offline).sha256 is None:
             fetch_teacher(recipe, teacher, run.offline, progress)

@@ -23,7 +23,6 @@ from .records import Example, Message, Prompt, read_prompts
 from .report.statistics import fewest_rows
 from .run import Run, free_space
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
-from .sources import is_own
 from .stages.combine import verifier_command
 from .stages.dialogue import parts, woven
 from .stages.fitting import require_fit
@@ -33,18 +32,19 @@ from .stages.lengths import require_timed
 from .stages.offers import require_tools
 from .stages.parity import day_note, require_safe_template
 from .stages.privacy import require_private
-from .stages.prompt_source import longest_source_prompt, prompt_source, source_prompts
-from .stages.prompts import prompts_read
+from .stages.prompt_source import longest_source_prompt, source_prompts
 from .stages.quantizing import require_quantizable
+from .stages.questions import require_prompts
 from .stages.sandbox import confinement, scorer_command
 from .stages.scorers import require_expected
+from .stages.synthesis import require_synthesis
 from .stages.taught import require_taught
 from .stages.teach import WHOLE, row_count
 from .stages.tokenizers import require_tokenizers
 from .stages.tracking import require_tracker
 from .students import require_student
 from .students.encode import Encoder
-from .teachers import BACKENDS, preamble, require_teacher
+from .teachers import BACKENDS, require_teacher
 from .teachers.address import endpoint_of, refuse_address
 from .teachers.identity import TeacherIdentity, identify_teacher
 
@@ -82,21 +82,6 @@ def _files(recipe: Recipe, run: Run) -> str:
         if not (path.is_file() or (key == "prompts.file" and path.is_dir())):
             raise InvalidInput(f"{recipe.path}: {key}: no file {path}", "Write the file, or correct the recipe.")
     return f"{len(files)} files"
-
-
-def _prompts(recipe: Recipe, run: Run) -> str:
-    source = prompt_source(recipe)
-    count = prompts_read(recipe, run)
-    if count is None:  # to read a file of very many rows again, only to find them as they were, takes seconds
-        count = sum(1 for _ in source_prompts(recipe))
-    if not count:
-        raise InvalidInput(f"{source.path}: no prompts", "Write at least one row.")
-    shown = [str(len(preamble(recipe, teacher)) // 2) for teacher in recipe.teachers]
-    who = "the teacher is shown" if len(shown) == 1 else "the teachers are shown"
-    limit = recipe.prompts.limit
-    asked = f"{limit} of {count}" if limit is not None and limit < count else str(count)
-    kind = "" if is_own(source) else f" in {source.path.name} (format {source.format})"
-    return f"{asked} prompts{kind}; {who} {' and '.join(shown)} examples"
 
 
 def _schema(recipe: Recipe, run: Run) -> str:
@@ -160,7 +145,8 @@ def _target_bytes(recipe: Recipe) -> int:
     """Bytes of all distributions, if answers are half as long as they may be; none where none are kept."""
     if recipe.teach.targets == "none":
         return 0
-    prompts = sum(1 for _ in source_prompts(recipe))
+    written = recipe.prompts.synthesize
+    prompts = sum(1 for _ in source_prompts(recipe)) + (written.count if written else 0)
     answers = prompts * recipe.teach.samples * len(recipe.teachers)
     return answers * TARGET_BYTES * recipe.teach.max_tokens // 2
 
@@ -380,7 +366,8 @@ def _loss(recipe: Recipe, run: Run) -> str:
 Requirement = Callable[[Recipe, Run], str]
 REQUIREMENTS: dict[str, Requirement] = {
     "files": _files,
-    "prompts": _prompts,
+    "prompts": require_prompts,
+    "synthesis": require_synthesis,
     "personal data": require_private,
     "schema": _schema,
     "tools": require_tools,

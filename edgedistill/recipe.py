@@ -265,10 +265,12 @@ class Recipe(Table):
         return {f"{table}.{key}" if table else key: path for key, path in self._files_of(settings).items()}
 
     def _files_of(self, settings: BaseModel) -> dict[str, Path]:
-        found = {}
+        found: dict[str, Path] = {}
         for key, info in type(settings).model_fields.items():
             value = getattr(settings, key)
-            if value is not None and (FILE in info.metadata or FILE in _nested_metadata(info.annotation)):
+            if isinstance(value, Table) and not isinstance(settings, Recipe):
+                found |= {f"{key}.{inner}": path for inner, path in self._files_of(value).items()}
+            elif value is not None and (FILE in info.metadata or FILE in _nested_metadata(info.annotation)):
                 found[key] = self.file(value)
         return found
 

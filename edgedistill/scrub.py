@@ -67,7 +67,9 @@ def scrubbed(row: Mapping[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
 
 def texts_of(prompt: Prompt) -> Iterator[str]:
     """All that a teacher would be shown of a prompt."""
-    yield prompt.text
+    for message in prompt.messages:
+        yield message.content
+        yield from (call.arguments for call in message.tool_calls)
 
 
 def _inside(value: Any, names: Names) -> Any:

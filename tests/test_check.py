@@ -11,12 +11,12 @@ from pico import pico_gguf, silent
 from pico_recipe import PicoModels, edit, write_pico_recipe
 from required import required_or_skipped
 
-from edgedistill import preflight
 from edgedistill.errors import GateMissed, InvalidInput, MissingRequirement, Unsafe
 from edgedistill.hardware import has_slow_blas
 from edgedistill.preflight import check, estimated_disk, estimated_memory
 from edgedistill.recipe import load_recipe
 from edgedistill.run import Run
+from edgedistill.stages import questions
 from edgedistill.stages.prompts import prompts
 
 SERVER = 'backend = "openai"\nurl = "{url}"\nmodel = "big"\nlicence = "apache-2.0"\n'
@@ -163,7 +163,7 @@ def test_a_prompt_file_that_was_read_to_its_end_is_not_parsed_again(
     recipe, run = load_recipe(pico_recipe), run_of(pico_recipe)
     summary = prompts(recipe, run, run.begin("prompts", "key", afresh=True), silent)
     with monkeypatch.context() as patch:
-        patch.setattr(preflight, "source_prompts", no_line)
+        patch.setattr(questions, "source_prompts", no_line)
         with pytest.raises(AssertionError):  # the stage has not finished
             found(pico_recipe)
         run.finish("prompts", "key", summary, 1.0)

@@ -24,6 +24,7 @@ FLOORS = (
     {"results"},
     {"models", "llamacpp", "curation"},
     {"teachers", "students", "report"},
+    {"synthesis"},
     {"stages"},
     {"preflight"},
     {"pipeline"},

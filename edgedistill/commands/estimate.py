@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from ..errors import InvalidInput
 from ..preflight import check
 from ..recipe import Recipe, TeacherSettings, load_recipe
 from ..records import Completion, Prompt, iter_prompts
@@ -78,11 +79,19 @@ def show_estimate(
         click.echo("\n".join(_lines(one)))
     if not _are_collected(run):
         click.echo("Near-duplicates among the rows are not taken off: edgedistill prompts does that.")
+        if written := _to_be_written(loaded, run):
+            click.echo(f"{written} of the rows are still to be written; the seeds stood for them.")
 
 
 def _are_collected(run: Run) -> bool:
     """Whether the run's first stage has left its prompts; before it, the recipe's own are asked."""
     return bool((run.record("prompts") or {}).get("finished")) and prompts_file(run).is_file()
+
+
+def _to_be_written(recipe: Recipe, run: Run) -> int:
+    """Prompts that the teacher will write before any is answered; those that are there stand for them."""
+    written = recipe.prompts.synthesize
+    return 0 if written is None or _are_collected(run) else written.count
 
 
 @contextmanager
@@ -126,7 +135,13 @@ def _picked(recipe: Recipe, run: Run, identity: str) -> tuple[int, list[Prompt]]
     try:
         keys = AnswerKeys(identity, recipe.teach.samples, given)
         rows = sum(1 for _ in _to_ask(recipe, run, keys))
+        if not rows and _to_be_written(recipe, run):
+            raise InvalidInput(
+                f"{recipe.path}: the prompts are still to be written, and there are no seeds to try",
+                f"Write them first: edgedistill prompts {recipe.path.parent}",
+            )
         places = spread(rows)
+        rows += _to_be_written(recipe, run)
         return rows, [prompt for place, prompt in enumerate(_to_ask(recipe, run, keys)) if place in places]
     finally:
         if given is not None:

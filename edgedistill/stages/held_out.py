@@ -14,11 +14,11 @@ from ..llamacpp.comparison import ScoredText
 from ..llamacpp.divergence import Divergence, KeptRow, kept_rows
 from ..llamacpp.model import LlamaModel
 from ..recipe import Recipe
-from ..records import iter_prompts
 from ..run import Progress, Run
 from ..students.encode import EncodedExample, Encoder
 from ..teachers import preamble
 from ..teachers.identity import fetch_teacher
+from .prompt_source import source_prompts
 from .taught import SampledRow, TaughtRows
 from .tokenizers import SHOWN, aligner_between
 
@@ -85,7 +85,7 @@ def _share_tokens(recipe: Recipe, run: Run, weights: Sequence[Path | None]) -> b
     """Whether every teacher splits text as the student does; a server's weights are not here to be asked."""
     student = run.folder("export") / "student"
     for teacher in weights:
-        shown = islice(iter_prompts(recipe.file(recipe.prompts.file)), SHOWN)
+        shown = islice(source_prompts(recipe), SHOWN)
         if teacher is None or aligner_between(teacher, student, (prompt.text for prompt in shown)) is not None:
             return False
     return True

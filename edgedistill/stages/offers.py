@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 from ..errors import InvalidInput
 from ..recipe import Recipe
-from ..records import iter_prompts
+from ..records import Prompt, iter_prompts
 from ..run import Run
-from ..sources import is_own
-from .prompt_source import prompt_source
+from .prompt_source import prompt_source, source_prompts
 from .tool_calls import checks_of
 
 __all__ = ["require_tools"]
@@ -24,10 +24,10 @@ def require_tools(recipe: Recipe, run: Run) -> str:
 
     Raises InvalidInput where a tool's parameters are no schema, or a backend cannot take rows with different tools.
     """
-    paths = list(recipe.files("evaluate").values())
-    if is_own(prompt_source(recipe)):
-        paths.append(recipe.file(recipe.prompts.file))
-    found = {path: _sets(path) for path in paths}
+    found = {path: _sets(path, iter_prompts(path)) for path in recipe.files("evaluate").values()}
+    source = prompt_source(recipe)
+    if source is not None:
+        found[source.path] = _sets(source.path, source_prompts(recipe))
     names = {tool["function"]["name"] for sets in found.values() for text in sets for tool in json.loads(text)}
     if not names:
         return "none"
@@ -41,9 +41,8 @@ def require_tools(recipe: Recipe, run: Run) -> str:
     return f"{len(names)} tools, {'in different sets' if several is not None else 'the same in all rows'}"
 
 
-def _sets(path: Path) -> set[str]:
+def _sets(path: Path, rows: Iterator[Prompt]) -> set[str]:
     """Every set of tools that the rows of a file offer, as JSON."""
-    rows = iter_prompts(path)
     first = next(rows, None)
     if first is None or not first.tools:
         return set()

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InvalidInput
 from ..recipe import Recipe
-from ..records import Prompt, chat_row, longest_prompt, placed_lines, prompt_of, row_of
+from ..records import Message, Prompt, chat_row, longest_prompt, placed_lines, prompt_of, row_of
 from ..run import no_room
 from ..scrub import scrubbed
 from ..sources import Columns, Source, conversations, is_own, named, recognised
@@ -21,22 +21,31 @@ from ..sources import row as row_of_conversation
 
 __all__ = ["Reading", "longest_source_prompt", "own_rows", "prompt_row", "prompt_source", "scrubs", "source_prompts"]
 
+LIKE_TEXT = "Where is it? "  # has about as many tokens as a text of that length
 NAMED = 20  # bad lines that are named one by one
 
 
-def prompt_source(recipe: Recipe) -> Source:
-    """The recipe's file with its format. Raises what `recognised` raises."""
+def prompt_source(recipe: Recipe) -> Source | None:
+    """The recipe's file with its format; its seeds where it has no file; None where it has neither.
+
+    Raises what `recognised` raises.
+    """
     settings = recipe.prompts
-    columns = settings.columns.model_dump() if settings.columns is not None else {}
-    return recognised(recipe.file(settings.file), settings.format, Columns(**columns))
+    if settings.file is not None:
+        columns = settings.columns.model_dump() if settings.columns is not None else {}
+        return recognised(recipe.file(settings.file), settings.format, Columns(**columns))
+    assert settings.synthesize is not None, "only synthesized prompts need no file"
+    seeds = settings.synthesize.seeds
+    return None if seeds is None else recognised(recipe.file(seeds))
 
 
 def scrubs(recipe: Recipe) -> bool:
     """Whether secrets and personal data are replaced: as the recipe says, else in logs, which strangers wrote."""
     settings = recipe.prompts
-    if settings.scrub is not None or not recipe.file(settings.file).exists():
+    if settings.scrub is not None or settings.file is None or not recipe.file(settings.file).exists():
         return bool(settings.scrub)
-    return prompt_source(recipe).format == "log"
+    source = prompt_source(recipe)
+    return source is not None and source.format == "log"
 
 
 @dataclass
@@ -101,18 +110,29 @@ class Reading:
 
 
 def source_prompts(recipe: Recipe) -> Iterator[Prompt]:
-    """The prompts of the recipe's file, read as they are needed.
+    """The prompts that a recipe's files hold before any are written, read as they are needed.
 
     Raises InvalidInput at the end where lines were bad, with file and line of each.
     """
-    reading = Reading(prompt_source(recipe), scrubs(recipe))
+    source = prompt_source(recipe)
+    if source is None:
+        return
+    reading = Reading(source, scrubs(recipe))
     yield from reading.prompts()
     reading.require_good()
 
 
 def longest_source_prompt(recipe: Recipe) -> Prompt:
-    """The first prompt of the longest text. Raises what `source_prompts` raises, and where there is no prompt."""
+    """The first prompt of the longest text; where some are to be written, one as long as these may be counts too.
+
+    Raises what `source_prompts` raises, and where there is no prompt.
+    """
     source = prompt_source(recipe)
+    if recipe.prompts.synthesize is not None:
+        text = (LIKE_TEXT * recipe.prompts.synthesize.longest)[: recipe.prompts.synthesize.longest]
+        longest = Prompt("longest", (Message("user", text),))
+        return max(longest, *source_prompts(recipe), longest, key=lambda prompt: len(prompt.text))
+    assert source is not None
     if is_own(source) and not scrubs(recipe):
         return longest_prompt(source.path)
     found = max(source_prompts(recipe), key=lambda prompt: len(prompt.text), default=None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..run import whole_file
 
-__all__ = ["rows_file"]
+__all__ = ["Write", "rows_file"]
 
 Write = Callable[[dict[str, Any]], None]
 
