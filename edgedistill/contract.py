@@ -69,6 +69,12 @@ class QuantizeSettings(Table):
     """Regular expressions for names of tensors, and the ggml types that these have in every size."""
     growth: Annotated[StrictFloat, Field(ge=1.0, le=2.0), LATER] = 1.0
     """Above 1, bits move to the tensors that matter most, up to so many times the plain type's size."""
+    heal: Annotated[StrictBool, LATER] = False
+    """Teach each quant beyond `export.max_kl` what the 16-bit student says; keep what measures better."""
+    heal_steps: Annotated[Count, LATER] = 100
+    """Optimizer steps of that, of `train.batch_size` rows each, in whole passes over the rows."""
+    heal_learning_rate: Annotated[StrictFloat, Field(gt=0.0), LATER] = 2e-3
+    """Of scales and norms, relative to themselves."""
 
     @field_validator("types", mode="before")
     @classmethod

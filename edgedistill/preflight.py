@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from .chat import ChatTemplate, folder_template, with_system
-from .errors import InvalidInput, MissingRequirement, Stopped, Unsafe
+from .errors import InvalidInput, MissingRequirement, Unsafe
 from .hardware import has_slow_blas
 from .llamacpp.grammar import require_decodable
 from .llamacpp.importer import require_importable
@@ -21,20 +21,22 @@ from .models import Identity, check_gguf, identify, vet_licence
 from .recipe import Recipe, TeacherSettings
 from .records import Example, Message, Prompt, read_prompts
 from .report.statistics import fewest_rows
-from .run import Run, free_space
+from .run import Run
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
 from .stages.combine import verifier_command
 from .stages.dialogue import parts, woven
 from .stages.fitting import require_fit
+from .stages.healing import require_healing
 from .stages.imported import require_prunable
 from .stages.judging import judge_teacher
 from .stages.lengths import require_timed
 from .stages.offers import require_tools
 from .stages.parity import day_note, require_safe_template
 from .stages.privacy import require_private
-from .stages.prompt_source import longest_source_prompt, source_prompts
+from .stages.prompt_source import longest_source_prompt
 from .stages.quantizing import require_quantizable
 from .stages.questions import require_prompts
+from .stages.room import GIGABYTE, require_disk, require_memory, target_bytes
 from .stages.sandbox import confinement, scorer_command
 from .stages.scorers import require_expected
 from .stages.synthesis import require_synthesis
@@ -46,12 +48,9 @@ from .students import require_student
 from .students.encode import Encoder
 from .teachers import BACKENDS, require_teacher
 from .teachers.address import endpoint_of, refuse_address
-from .teachers.identity import TeacherIdentity, identify_teacher
+from .teachers.identity import TeacherIdentity, identify_teacher, identify_teachers
 
 __all__ = ["Finding", "check"]
-
-GIGABYTE = 2**30
-TARGET_BYTES = 96  # of one token's kept distribution in free text; in a narrow task a fifth of it
 
 
 @dataclass(frozen=True)
@@ -135,20 +134,10 @@ def _targets(recipe: Recipe, run: Run) -> str:
             )
         quant = identify_teacher(recipe, teacher, run.offline).quant
         rounded += [quant] if quant is not None and quant not in WHOLE else []
-    found = f"{recipe.teach.targets}, about {_target_bytes(recipe) / GIGABYTE:.1f} GB"
+    found = f"{recipe.teach.targets}, about {target_bytes(recipe) / GIGABYTE:.1f} GB"
     if rounded:
         found += f"; warning: weights in {' and '.join(rounded)} blur the distribution, 8 bits or more keep it"
     return found
-
-
-def _target_bytes(recipe: Recipe) -> int:
-    """Bytes of all distributions, if answers are half as long as they may be; none where none are kept."""
-    if recipe.teach.targets == "none":
-        return 0
-    written = recipe.prompts.synthesize
-    prompts = sum(1 for _ in source_prompts(recipe)) + (written.count if written else 0)
-    answers = prompts * recipe.teach.samples * len(recipe.teachers)
-    return answers * TARGET_BYTES * recipe.teach.max_tokens // 2
 
 
 def _eval(recipe: Recipe, run: Run) -> str:
@@ -213,14 +202,13 @@ def _backends(recipe: Recipe, run: Run) -> str:
 
 
 def _licences(recipe: Recipe, run: Run) -> str:
-    taught = [vet_licence(teacher.licence, "teacher", recipe.accept_license).id for teacher in _teachers(recipe, run)]
+    taught = [
+        vet_licence(teacher.licence, "teacher", recipe.accept_license).id
+        for teacher in identify_teachers(recipe, run.offline)
+    ]
     student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
     learnt = vet_licence(student.licence, "student", recipe.accept_license)
     return f"teacher {' and '.join(dict.fromkeys(taught))}, student {learnt.id}"
-
-
-def _teachers(recipe: Recipe, run: Run) -> list[TeacherIdentity]:
-    return [identify_teacher(recipe, teacher, run.offline) for teacher in recipe.teachers]
 
 
 def _models(recipe: Recipe, run: Run) -> str:
@@ -297,70 +285,14 @@ def _student(recipe: Recipe, run: Run) -> str:
     return f"{writer}; the longest prompt is {row.start} tokens{stays}"
 
 
-def _memory(recipe: Recipe, run: Run) -> str:
-    import psutil
-
-    needed = estimated_memory(recipe, run)
-    total = psutil.virtual_memory().total
-    if needed > total:
-        raise MissingRequirement(
-            f"about {needed / GIGABYTE:.1f} GB of memory are needed, this machine has {total / GIGABYTE:.1f}",
-            "Choose a smaller teacher or student.",
-        )
-    return f"about {needed / GIGABYTE:.1f} of {total / GIGABYTE:.1f} GB"
-
-
-def estimated_memory(recipe: Recipe, run: Run) -> int:
-    """Bytes at the peak: of the teacher, of training, or of quantize, where all are over the same tokens at once."""
-    student, teachers = _student_size(recipe, run), [_size(teacher) for teacher in _teachers(recipe, run)]
-    # float32 weights, and for full fine-tuning gradients and two moments besides
-    copies = 4 if recipe.train.method == "full" else 1
-    quants = teachers[0] + student + len(recipe.quantize.made) * student // 2
-    return max(*(int(size * 1.3) for size in teachers), 2 * student * copies, quants) + GIGABYTE
-
-
-def estimated_disk(recipe: Recipe, run: Run) -> int:
-    """Bytes that the run folder and the caches will still grow by, at most."""
-    student, teachers = _student_size(recipe, run), _teachers(recipe, run)
-    is_there = identify(recipe.reference("student"), ("hf", "gguf"), run.offline).cached
-    fetched = sum(2 * _size(teacher) for teacher in teachers if not teacher.cached) + (0 if is_there else 2 * student)
-    full = 12 * student if recipe.train.method == "full" else 0
-    there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
-    moved = 2 * student if recipe.quantize.growth > 1 else 0  # mixtures that are tried
-    made = student * (4 + len(recipe.quantize.made)) + moved + full + _target_bytes(recipe)
-    return max(0, fetched + made - there)
-
-
-def _size(teacher: TeacherIdentity) -> int:
-    """Bytes of a teacher's weights on this machine."""
-    if teacher.source.startswith("server:"):
-        return 0
-    return teacher.size_bytes or GIGABYTE
-
-
-def _student_size(recipe: Recipe, run: Run) -> int:
-    """Bytes of the student's weights at 16 bits."""
-    student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
-    size = student.size_bytes or GIGABYTE
-    return 3 * size if student.format == "gguf" else size
-
-
-def _disk(recipe: Recipe, run: Run) -> str:
-    needed, free = estimated_disk(recipe, run), free_space(run.path)
-    if needed > free:
-        raise Stopped(
-            f"{run.path}: about {needed / GIGABYTE:.1f} GB are needed, {free / GIGABYTE:.1f} GB are free", "Make room."
-        )
-    return f"about {needed / GIGABYTE:.1f} GB, {free / GIGABYTE:.0f} GB free"
-
-
 def _loss(recipe: Recipe, run: Run) -> str:
     """Whether the student can learn what its loss asks for."""
     found = require_taught(recipe)
     if recipe.train.loss == "hard" or recipe.teach.targets == "none":
         return found
     student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline).path
-    return f"{found}; {require_tokenizers(recipe, [teacher.path for teacher in _teachers(recipe, run)], student)}"
+    teachers = [teacher.path for teacher in identify_teachers(recipe, run.offline)]
+    return f"{found}; {require_tokenizers(recipe, teachers, student)}"
 
 
 Requirement = Callable[[Recipe, Run], str]
@@ -380,8 +312,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "models": _models,
     "student": _student,
     "quants": lambda recipe, run: require_quantizable(recipe.quantize),
+    "healing": require_healing,
     "latency": require_fit,
     "licences": _licences,
-    "memory": _memory,
-    "disk": _disk,
+    "memory": require_memory,
+    "disk": require_disk,
 }

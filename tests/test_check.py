@@ -13,11 +13,12 @@ from required import required_or_skipped
 
 from edgedistill.errors import GateMissed, InvalidInput, MissingRequirement, Unsafe
 from edgedistill.hardware import has_slow_blas
-from edgedistill.preflight import check, estimated_disk, estimated_memory
+from edgedistill.preflight import check
 from edgedistill.recipe import load_recipe
 from edgedistill.run import Run
 from edgedistill.stages import questions
 from edgedistill.stages.prompts import prompts
+from edgedistill.stages.room import estimated_disk, estimated_memory
 
 SERVER = 'backend = "openai"\nurl = "{url}"\nmodel = "big"\nlicence = "apache-2.0"\n'
 HTTPS = "https://models.example.org/v1"

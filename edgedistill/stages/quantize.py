@@ -13,6 +13,7 @@ from ..recipe import Recipe
 from ..run import Progress, Run, cores, write_whole
 from ..students.encode import Encoder
 from .export import F16_NAME
+from .healing import heal_quants
 from .held_out import WORST, HeldOut, held_out, quoted, told_by
 from .quantizing import QuantizingTask, make, pick
 
@@ -29,9 +30,13 @@ def quantize(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[st
     rows = held_out(recipe, run, encoder, progress)
     task = QuantizingTask(source, out / recipe.name, recipe.quantize, rows.learnt, "rows of the training set")
     made = make(task, progress)
-    quality = measured(source, {name: one.path for name, one in made.items()}, rows, encoder, progress)
+    paths = {name: one.path for name, one in made.items()}
+    healing = heal_quants(recipe, run, paths, rows.texts, progress) if recipe.quantize.heal else {}
+    quality = measured(source, paths, rows, encoder, progress)
     for name, one in made.items():
         quality[name]["tensor_types"] = dict(one.tensor_types)
+    for name, found in healing.items():
+        quality[name]["healed"] = found
     if recipe.quantize.is_auto:
         made = pick(made, quality)
     write_whole(out / "quality.json", json.dumps(quality, indent=1, ensure_ascii=False).encode())

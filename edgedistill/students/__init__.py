@@ -23,11 +23,14 @@ __all__ = [
     "BACKENDS",
     "Estimate",
     "Exam",
+    "Healer",
     "Report",
     "Student",
     "TrainStep",
     "TrainingData",
+    "load_healer",
     "load_student",
+    "require_healer",
     "require_student",
 ]
 
@@ -100,12 +103,21 @@ class Student(Protocol):
 Report = Callable[[TrainStep | Estimate], None]
 
 
+class Healer(Protocol):
+    """What teaches a quantized student to say again what its 16-bit self says."""
+
+    def heal(
+        self, data: TrainingData, settings: TrainSettings, out: Path, report: Report
+    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Train, resuming from the newest whole checkpoint under `out`; return a summary, and what is new in the GGUF.
+
+        That is, by tensor, the numbers that `llamacpp.scales.write_scales` takes.
+        """
+
+
 def require_student(settings: StudentSettings, train: TrainSettings | None = None) -> None:
     """Raise MissingRequirement where the backend's libraries are not installed, or not what the training asks for."""
-    libraries, install = BACKENDS[settings.backend]
-    for library in libraries:
-        if find_spec(library) is None:
-            raise MissingRequirement(f"the '{settings.backend}' student needs {library}", f"pip install {install}")
+    _require(settings.backend, f"the '{settings.backend}' student")
     if train is not None and train.compile:
         if settings.backend != "torch":
             raise InvalidInput(
@@ -121,3 +133,22 @@ def load_student(settings: StudentSettings, base: Path) -> Student:
     module = import_module(f"{__name__}.{settings.backend}")
     student: Student = module.load(base)
     return student
+
+
+def require_healer() -> None:
+    """Raise MissingRequirement where what heals is not installed."""
+    _require("torch", "healing")
+
+
+def load_healer(folder: Path, quant: Path) -> Healer:
+    """What heals a quantized GGUF of a student in a Hugging Face folder. Whoever trained it, PyTorch heals it."""
+    require_healer()
+    healer: Healer = import_module(f"{__name__}.torch_heal").QuantizedStudent(folder, quant)
+    return healer
+
+
+def _require(backend: str, what: str) -> None:
+    libraries, install = BACKENDS[backend]
+    for library in libraries:
+        if find_spec(library) is None:
+            raise MissingRequirement(f"{what} needs {library}", f"pip install {install}")

@@ -28,11 +28,12 @@ from .lessons import Batch, Lesson, collated, paths
 from .torch_chunks import with_chunks
 from .torch_compile import compile_layers, require_cuda
 from .torch_head import HeadRows, head_loss
+from .torch_kl import Taught, whole_kl
 from .torch_memory import free_bytes, peak_bytes, step_cost, used_bytes
 from .torch_streamed import float32_fits, streamed_logits
 from .training import ROOM, Loss, fitting, run_training
 
-__all__ = ["TorchStudent", "load", "pretrained"]
+__all__ = ["TorchSession", "TorchStudent", "load", "pretrained"]
 
 CLIP = 1.0
 WORTH_SHARING = 4  # tokens that all texts of a batch begin with, from which on to compute them once pays
@@ -61,7 +62,7 @@ class TorchStudent:
         if device(torch) == "cpu" and max(len(example.tokens) for example in data.train) <= SHORT:
             model.set_attn_implementation("eager")
         _must_be_plain(self._base, model)
-        session = _Session(model, settings, data.seed)
+        session = TorchSession(model, settings, data.seed)
         summary = run_training(session, data, settings, out, report)
         dtype = str(compute_dtype(torch)).removeprefix("torch.")
         return {**summary, "trained_parameters": session.size, "dtype": dtype, "peak_memory_bytes": peak_bytes()}
@@ -83,10 +84,15 @@ class TorchStudent:
         return pretrained(self._base, dtype).to(device(torch))
 
 
-class _Session:
-    """A training under way: model, optimizer, random state. See `training.Session`."""
+class TorchSession:
+    """A training under way: model, optimizer, random state. See `training.Session`.
 
-    def __init__(self, model: Any, settings: TrainSettings, seed: int) -> None:
+    With a `teacher`, a model of the same tokens in the same precision, the student learns its whole distributions at
+    the lessons' rows, and not what the lessons say.
+    """
+
+    def __init__(self, model: Any, settings: TrainSettings, seed: int, teacher: Any = None) -> None:
+        self._teacher = teacher
         self._settings = settings
         self._rows, self._recomputes, self._compiles = settings.micro_batch, False, False
         # a layer with a window, or with a state instead of attention, has another mask than ours, and another cache
@@ -169,17 +175,26 @@ class _Session:
         if not self._looks_back_freely:
             lessons = [path for lesson in lessons for path in paths(lesson)]
         batch = collated(lessons, packed=self._settings.packing and self._looks_back_freely)
-        backbone, head = _backbone_and_head(self._model)
-        dtype = compute_dtype(torch)
-        with torch.autocast(device(torch), dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            hidden = self._hidden(backbone, batch, dtype)
-        at = torch.from_numpy(batch.rows.at).to(hidden.device, torch.int64)
-        picked = hidden.flatten(0, 1)[at].to(dtype)
-        weight, rows = head.weight.to(dtype), HeadRows.of(batch.rows, hidden.device)
+        picked, weight = self._picked(self._model, batch)
+        if self._teacher is not None:
+            with torch.no_grad():
+                taught = self._picked(self._teacher, batch)
+            wanted = torch.from_numpy(batch.rows.ce + batch.rows.soft).to(picked.device)
+            return whole_kl(picked, weight, Taught(*taught, wanted))
+        rows = HeadRows.of(batch.rows, picked.device)
         if batch.chunks is None:
             return head_loss(picked, weight, rows, self._how)[0]
         rows, beside = with_chunks(picked, weight, rows, batch.chunks, self._how)
         return head_loss(picked, weight, rows, self._how)[0] + beside
+
+    def _picked(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """A model's hidden state behind each loss row (R, H), and its head (V, H)."""
+        backbone, head = _backbone_and_head(model)
+        dtype = compute_dtype(torch)
+        with torch.autocast(device(torch), dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            hidden = self._hidden(backbone, batch, dtype)
+        at = torch.from_numpy(batch.rows.at).to(hidden.device, torch.int64)
+        return hidden.flatten(0, 1)[at].to(dtype), head.weight.to(dtype)
 
     def _hidden(self, backbone: Any, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
         """The last hidden state of every cell, (B, L, H).

@@ -14,7 +14,7 @@ from ..records import FILE_TYPES, digest
 from ..run import Progress
 from . import BACKENDS
 
-__all__ = ["TeacherIdentity", "fetch_teacher", "identify_teacher"]
+__all__ = ["TeacherIdentity", "fetch_teacher", "identify_teacher", "identify_teachers"]
 
 TYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
@@ -50,6 +50,11 @@ def identify_teacher(recipe: Recipe, teacher: TeacherSettings, offline: bool) ->
     quant = None if found.path is None else _stated_type(found.path)
     size, source = found.size_bytes, found.source
     return TeacherIdentity(found.name, found.sha256, found.licence, source, size, found.cached, found.path, quant)
+
+
+def identify_teachers(recipe: Recipe, offline: bool) -> list[TeacherIdentity]:
+    """What all teachers of a recipe are. Raises what `models.identify` raises."""
+    return [identify_teacher(recipe, teacher, offline) for teacher in recipe.teachers]
 
 
 def fetch_teacher(recipe: Recipe, teacher: TeacherSettings, offline: bool, progress: Progress) -> TeacherIdentity:
