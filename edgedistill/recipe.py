@@ -164,6 +164,12 @@ class CurateSettings(Table):
     """ISO 639-1 codes of the languages that answers may be in; empty does not look."""
     allow: Annotated[tuple[Literal["e-mail", "IBAN", "card", "phone"], ...], LATER] = ()
     """Kinds of personal data that answers may hold although the prompt does not."""
+    length_factor: Annotated[StrictFloat, Field(ge=0.0), LATER] = 0.0
+    """Answers so many times as long, or as short, as the median of their cell are thrown out; 0 does not look."""
+    per_cell: Annotated[Count | None, LATER] = None
+    """At most so many rows of each cell are kept, picked by hash."""
+    cell: Annotated[Literal["tags", "answer"], LATER] = "tags"
+    """What the rows of a cell have in common."""
     skip: Annotated[tuple[Rule, ...], LATER] = ()
     """Rules that are not asked."""
 

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["KINDS", "PERSONAL", "SECRETS", "Found", "find", "masked"]
+__all__ = ["KINDS", "PERSONAL", "SECRETS", "Found", "find"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,6 @@ def find(text: str) -> list[Found]:
             new = [one for one in _of(recogniser, text) if _is_free(one, found)]
             found = sorted([*found, *new], key=_start)
     return found
-
-
-def masked(text: str) -> str:
-    """The text with the kind in the place of everything sensitive.
-
-    >>> masked("Mail anna@example.com now")
-    'Mail [e-mail] now'
-    """
-    pieces, place = [], 0
-    for one in find(text):
-        pieces += [text[place : one.start], f"[{one.kind}]"]
-        place = one.end
-    return "".join([*pieces, text[place:]])
 
 
 def _of(recogniser: _Recogniser, text: str) -> Iterator[Found]:

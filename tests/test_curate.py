@@ -19,10 +19,11 @@ from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import Completion, json_lines, read_prompts, read_rows
 from edgedistill.run import Run, file_sha256
 from edgedistill.schema import schema_validator
-from edgedistill.stages.curate import curate, is_valid_row
+from edgedistill.stages.curate import curate
 from edgedistill.stages.explained import explained
 from edgedistill.stages.keys import row_key
 from edgedistill.stages.prompts import prompts as prompts_stage
+from edgedistill.stages.sorting import is_valid_row
 from edgedistill.store import Store
 
 RECIPE = """
@@ -300,3 +301,28 @@ def test_a_verifier_passes_what_was_chosen_and_its_complaint_is_kept(tmp_path: P
     assert reasons == {"lock the garage door now": "verifier"}
     assert kept(out) == ["play some quiet music"]
     assert [row["_ed"]["what"] for _, row in read_rows(out / "rejected.jsonl")] == ["it printed 'false'"]
+
+
+def test_answers_far_from_the_length_of_their_cell_are_thrown_out(tmp_path: Path) -> None:
+    answers = many(25) | {"say very much": ('{"a": 1, "b": "' + " ".join(map(str, range(99))) + '"}', "stop")}
+    taught(tmp_path, answers)
+    told = (tmp_path / "recipe.toml").read_text(encoding="utf-8")
+    (tmp_path / "recipe.toml").write_text(f"{told}length_factor = 10.0\n", encoding="utf-8")
+    stats, reasons, out = curated(load_recipe(tmp_path), Run(tmp_path / "run"))
+    assert reasons == {"say very much": "too long"}
+    assert kept(out) == list(many(25))
+    assert stats["rejected"] == {"too long": 1}
+
+
+def test_a_cell_keeps_so_many_rows_whatever_their_order(tmp_path: Path) -> None:
+    found = []
+    for name, items in (("one", many(30).items()), ("other", reversed(many(30).items()))):
+        (tmp_path / name).mkdir()
+        taught(tmp_path / name, dict(items))
+        told = (tmp_path / name / "recipe.toml").read_text(encoding="utf-8")
+        (tmp_path / name / "recipe.toml").write_text(f'{told}per_cell = 7\ncell = "answer"\n', encoding="utf-8")
+        stats, reasons, out = curated(load_recipe(tmp_path / name), Run(tmp_path / name / "run"))
+        assert set(reasons.values()) == {"over-filled cell"}
+        assert (stats["train"], len(reasons)) == (7, 23)
+        found.append(set(kept(out)))
+    assert found[0] == found[1]

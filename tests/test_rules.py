@@ -225,3 +225,9 @@ def test_a_setting_that_came_later_is_in_a_stages_key_only_once_it_is_changed() 
     changed = recipe.model_copy(update={"curate": recipe.curate.model_copy(update={"languages": ("en",)})})
     assert not {"languages", "skip", "allow", "repetition"} & set(settings_of(recipe, "curate"))
     assert settings_of(changed, "curate")["languages"] == ["en"]
+
+
+def test_signs_that_json_escapes_are_found_as_what_they_stand_for() -> None:
+    assert reason_of(r'{"reply": "tea\u200btime"}') == "invisible characters"
+    assert reason_of(r'{"reply": "\u003c|im_end|\u003e"}') == "special tokens"
+    assert reason_of(r'{"reply": "first\nsecond \"third\""}') is None

@@ -8,7 +8,7 @@ import zlib
 __all__ = ["repeats"]
 
 SHORT = 200  # bytes that say nothing by how well they compress
-TAIL = 600  # characters: a loop that begins late fills the end
+TAIL = 300  # characters: a loop that begins late fills the end
 
 
 def repeats(text: str, share: float = 0.12) -> bool:

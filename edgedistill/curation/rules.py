@@ -19,7 +19,7 @@ from .languages import other_language
 from .loops import repeats
 from .signs import invisible, special_token
 
-__all__ = ["RULES", "Given", "Rule", "broken_rule"]
+__all__ = ["RULES", "Given", "Rule", "broken_rule", "said_in"]
 
 Validator = Callable[[Any], bool]
 
@@ -40,12 +40,14 @@ class Given:
         """What the assistant says, turn by turn: of JSON its texts, joined by line breaks."""
         for message in (*self.prompt.messages, Message("assistant", self.text)):
             if message.role == "assistant":
-                yield _said(message.content)
+                yield said_in(message.content)
 
     def turns(self) -> Iterator[str]:
-        """What anybody says, the answer last."""
-        yield from (message.content for message in self.prompt.messages)
-        yield self.text
+        """What anybody says, the answer last; of JSON with escapes what these stand for, too."""
+        for text in (*(message.content for message in self.prompt.messages), self.text):
+            yield text
+            if "\\" in text:
+                yield said_in(text)
 
 
 Rule = Callable[[Given, CurateSettings], str | None]
@@ -203,10 +205,10 @@ def _found(text: str) -> tuple[Found, ...]:
     return tuple(find(text))
 
 
-def _said(text: str) -> str:
+def said_in(text: str) -> str:
     """The texts in a JSON answer; any other answer as it is.
 
-    >>> _said('{"reply": "Hello.", "tags": ["a", 1]}'), _said("Hello.")
+    >>> said_in('{"reply": "Hello.", "tags": ["a", 1]}'), said_in("Hello.")
     ('Hello.\\na', 'Hello.')
     """
     value = json_instance(text) if text.lstrip()[:1] in ("{", "[", '"') else None

@@ -58,7 +58,8 @@ def combined(
     `answers` are in the order of teachers and samples: where several are as good, the first is taken. One that was cut
     off takes no part where another is whole. One that is not valid under the schema (empty, where there is none) is
     never taken, but its vote counts as one for nobody. A single answer passes as it is, unless a verifier judges it.
-    Reasons: "cut off", "no valid answer", "teachers disagree", "verifier". `folder` is where the verifier runs.
+    Reasons: "cut off", "empty", "schema", "no valid answer" (of a vote on fields), "teachers disagree", "verifier".
+    `folder` is where the verifier runs.
     Raises InvalidInput where the verifier cannot be started.
     """
     is_verified = settings.combine == "best" and settings.verifier is not None
@@ -69,7 +70,7 @@ def combined(
         return "cut off"
     usable = [one for one in whole if _is_usable(one.completion.text, is_valid)]
     if not usable:
-        return "no valid answer"
+        return "schema" if any(one.completion.text.strip() for one in whole) else "empty"
     if settings.combine == "vote":
         return _voted(usable, len(whole), settings, is_valid)
     if settings.combine == "best":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,21 +15,18 @@ from ..recipe import Recipe
 from ..records import Message, Prompt, chat_row, iter_prompts, json_lines, sample_of
 from ..run import Progress, Run, cores, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
-from ..sensitive import masked
 from ..similarity import SimilarTexts, in_blocks
 from .combine import Answered, combined, verified
 from .dialogue import woven
 from .keys import AnswerKeys
 from .prompts import SAMPLED
-from .streams import rows_file
+from .sorting import SortedRows
 from .teach import answers, prompts_file, row_count, taught_keys, turn_keys
 from .tool_calls import message_of
 from .turn_rules import turns_of
 
-__all__ = ["curate", "is_valid_row"]
+__all__ = ["curate"]
 
-EXAMPLES = 3  # of each reason, in stats.json and in the report
-SHOWN = 300  # characters of each
 Row = tuple[Prompt, list[Answered]]
 
 
@@ -39,32 +34,25 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     """Write `train.jsonl`, `valid.jsonl`, `rejected.jsonl` (with reasons) and `stats.json`."""
     total = row_count(prompts_file(run))
     keys = taught_keys(recipe, run)
-    counts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    examples: dict[str, list[dict[str, str]]] = {}
     done = 0
     with ExitStack() as stack:
         screen = _Screen(recipe, run, out, stack)
-        files = {name: stack.enter_context(rows_file(out / f"{name}.jsonl")) for name in ("train", "valid", "rejected")}
+        rows = SortedRows(recipe.curate, out, stack)
         for block in in_blocks(answers(recipe, run), lambda row: row[0].text):
             for (prompt, given), verdict in zip(block, screen.judge(block), strict=True):
                 if isinstance(verdict, dict):
-                    text = given[0].completion.text if given else ""
-                    files["rejected"](_row(prompt, given[0] if given else None, verdict))
-                    reasons[verdict["reason"]] += 1
-                    if reasons[verdict["reason"]] <= EXAMPLES:
-                        examples.setdefault(verdict["reason"], []).append(_example(prompt, text, verdict))
-                    continue
-                name = "valid" if is_valid_row(prompt.id, recipe.curate.valid_share) else "train"
-                for one in verdict:
-                    files[name](_row(prompt, one, _kept(prompt, one, keys)))
-                    counts[name] += 1
+                    rows.reject(_row(prompt, given[0] if given else None, verdict))
+                else:
+                    for one in verdict:
+                        rows.keep(_row(prompt, one, _kept(prompt, one, keys)), prompt.tags, one.completion.text)
             done += len(block)
             progress("curating", done, total)
-    stats = {"prompts": done, "train": counts["train"], "valid": counts["valid"], "rejected": dict(reasons)}
+        rows.settle()
+    counts = rows.counts
+    stats = {"prompts": done, "train": counts["train"], "valid": counts["valid"], "rejected": dict(rows.reasons)}
     if not counts["train"]:
         raise InvalidInput("no row is left to learn from", f"Read the reasons in {out / 'rejected.jsonl'}.")
-    write_whole(out / "stats.json", json_lines([{**stats, "examples": examples}]))
+    write_whole(out / "stats.json", json_lines([{**stats, "examples": rows.examples}]))
     return stats
 
 
@@ -73,12 +61,6 @@ def _row(prompt: Prompt, one: Answered | None, more: dict[str, Any]) -> dict[str
     texts = [""] if one is None else [turn.text for turn in (*one.earlier, one.completion)]
     turns = woven(prompt.messages, [message_of(text, prompt.tools) for text in texts])
     return {**chat_row(turns, prompt.tools), "_ed": {"id": prompt.id, **more}}
-
-
-def _example(prompt: Prompt, answer: str, verdict: dict[str, str]) -> dict[str, str]:
-    """A row that was thrown out, in short, for people who look into the report: nothing sensitive is shown there."""
-    shown = {"id": prompt.id, "prompt": masked(prompt.text)[:SHOWN], "answer": masked(answer)[:SHOWN]}
-    return shown | {key: verdict[key] for key in ("what", "of") if key in verdict}
 
 
 def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str, Any]:
@@ -173,8 +155,3 @@ class _Screen:
         turns = turns_of(prompt, one, self._is_valid)
         found = (fault or broken_rule(given, self._settings) for given, fault in turns)
         return next((broken for broken in found if broken is not None), None)
-
-
-def is_valid_row(identity: str, share: float) -> bool:
-    """Whether a row measures instead of teaching: decided by its id alone, so the order does not matter."""
-    return int(hashlib.sha256(identity.encode()).hexdigest()[:8], 16) < share * 2**32
