@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from pico_recipe import edit, rows
 
+from edgedistill.cli import cli
 from edgedistill.errors import InvalidInput, Stopped
 from edgedistill.pipeline import RunSettings, run_recipe, stage_keys
 from edgedistill.preflight import check
@@ -291,6 +293,16 @@ def test_seeds_teacher_and_eval_rows_are_part_of_the_key(recipe: Path, tmp_path:
     assert stage_keys(load_recipe(recipe), run)["prompts"] != after
     edit(recipe / "recipe.toml", 'system = "You turn a command into JSON."', 'system = "Answer."')
     assert stage_keys(load_recipe(recipe), run)["prompts"] == stage_keys(load_recipe(recipe), run)["prompts"]
+
+
+def test_a_dry_run_counts_the_prompts_that_are_still_to_be_written(recipe: Path, tmp_path: Path) -> None:
+    arguments = ["teach", str(recipe), "--dry-run", "--json", "-q", "--offline", "--runs", str(tmp_path / "runs")]
+    told = json.loads(CliRunner().invoke(cli, arguments).stdout)
+    assert [(one["rows"], one["tried"]) for one in told["teachers"]] == [(3 + 30, 3)]
+    edit(recipe / "recipe.toml", 'seeds = "seeds.jsonl"\n', "")
+    refused = CliRunner().invoke(cli, arguments)
+    assert refused.exit_code == 3
+    assert "the prompts are still to be written, and there are no seeds to try" in refused.stderr
 
 
 def test_the_stage_stays_as_it_was_without_the_table(pico_recipe: Path, tmp_path: Path) -> None:

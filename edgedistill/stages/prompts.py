@@ -14,7 +14,7 @@ from ..similarity import SimilarTexts, in_blocks
 from ..sources import content, is_own
 from .prompt_source import Reading, own_rows, prompt_row, prompt_source, scrubs
 from .streams import Write, rows_file
-from .synthesis import add_synthesized
+from .synthesis import DIVERSITY, add_synthesized
 
 __all__ = ["SAMPLED", "prompts", "prompts_read", "spread"]
 
@@ -28,6 +28,7 @@ def prompts(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
     The file's prompts come first, then those that the teacher writes; `diversity.json` says what became of these.
     """
     summary: dict[str, Any] = {"kept": 0, "dropped": 0}
+    (out / DIVERSITY).unlink(missing_ok=True)  # of a time when prompts were written
     with rows_file(out / "prompts.jsonl") as keep, rows_file(out / "dropped.jsonl") as drop:
         if recipe.prompts.file is not None:
             summary = _of_file(recipe, out, (keep, drop), progress)

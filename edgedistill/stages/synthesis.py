@@ -23,9 +23,10 @@ from ..teachers.identity import fetch_teacher, identify_teacher
 from .prompt_source import Reading, prompt_row, scrubs, source_prompts
 from .streams import Write
 
-__all__ = ["STORE", "add_synthesized", "require_synthesis", "seeds_of", "written_by"]
+__all__ = ["DIVERSITY", "STORE", "add_synthesized", "require_synthesis", "seeds_of", "written_by"]
 
 STORE = "synthesis.sqlite"
+DIVERSITY = "diversity.json"
 FEW = 3  # seeds; fewer hardly show what prompts are like
 
 
@@ -106,7 +107,7 @@ def add_synthesized(
                     texts.append(one.prompt.text)
             progress("writing prompts", growth.kept, settings.count)
     found = _summary(growth, len(new), texts)
-    write_whole(out / "diversity.json", json.dumps(found, indent=1, ensure_ascii=False).encode())
+    write_whole(out / DIVERSITY, json.dumps(found, indent=1, ensure_ascii=False).encode())
     return found
 
 
