@@ -81,7 +81,8 @@ def allotted(source: Path, mixture: Path, limit: int, by: Weighed, progress: Pro
         Group(tuple(before.tensors[name] for name in part), {name: after.tensors[name].kind for name in part})
         for part in groups_of(names)
     ]
-    damages = _damages(source, groups, by, progress)
+    with tempfile.TemporaryDirectory(dir=mixture.parent, prefix=".mixtures-") as folder:
+        damages = _damages(source, groups, by, Path(folder), progress)
     importance = None if by.importance is None else read_importance(by.importance)
     options = [_options(source, group, damage, importance) for group, damage in zip(groups, damages, strict=True)]
     fixed = mixture.stat().st_size - sum(after.tensors[name].size for name in names)
@@ -184,25 +185,22 @@ def _numbers(tensor: GgufTensor) -> int:
     return tensor.size // size * numbers
 
 
-def _damages(source: Path, groups: Sequence[Group], by: Weighed, progress: Progress) -> list[float]:
-    """How far the model moves if one group alone is rounded as the mixture has it."""
-    path, threads = by.importance, by.threads
+def _damages(source: Path, groups: Sequence[Group], by: Weighed, folder: Path, progress: Progress) -> list[float]:
+    """How far the model moves if one group alone is rounded as the mixture has it; its files go to `folder`."""
+    everywhere = folder / "all.gguf"
+    quantize(source, everywhere, ALL_BUT_ONE, by.threads, Mixture(by.importance))
+    (before,) = divergence_between(source, [everywhere], by.texts, by.threads, _silent)
+    count = max(1, min(AT_A_TIME, MOST_BYTES // everywhere.stat().st_size))
     found: list[float] = []
-    with tempfile.TemporaryDirectory(dir=source.parent, prefix=".mixtures-") as folder:
-        everywhere = Path(folder) / "all.gguf"
-        quantize(source, everywhere, ALL_BUT_ONE, threads, Mixture(path))
-        (before,) = divergence_between(source, [everywhere], by.texts, threads, _silent)
-        count = max(1, min(AT_A_TIME, MOST_BYTES // everywhere.stat().st_size))
-        for part in _parts(groups, count):
-            files = []
-            for number, group in enumerate(part):
-                stop_if_asked()
-                files.append(Path(folder) / f"{number}.gguf")
-                types = {exact_pattern(name): kind for name, kind in group.types.items()}
-                quantize(source, files[-1], ALL_BUT_ONE, threads, Mixture(path, types))
-            after = divergence_between(source, files, by.texts, threads, _silent)
-            found += [one.mean - before.mean for one in after]
-            progress("weighing the tensors", len(found), len(groups))
+    for part in _parts(groups, count):
+        files = []
+        for number, group in enumerate(part):
+            stop_if_asked()
+            files.append(folder / f"{number}.gguf")
+            types = {exact_pattern(name): kind for name, kind in group.types.items()}
+            quantize(source, files[-1], ALL_BUT_ONE, by.threads, Mixture(by.importance, types))
+        found += [one.mean - before.mean for one in divergence_between(source, files, by.texts, by.threads, _silent)]
+        progress("weighing the tensors", len(found), len(groups))
     least = LEAST * sum(max(0.0, damage) for damage in found) / len(found)
     return [max(damage, least) for damage in found]
 

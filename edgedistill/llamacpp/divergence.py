@@ -7,10 +7,9 @@ model. A row of logits is read once; what is kept of it are two numbers a model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,11 +151,13 @@ class Reduction:
                 tops[-1, row] = kept.ids[0]
         kls = np.full((len(self._pairs) + len(self._kept_for), count), np.nan)
         parts = np.array_split(np.arange(count), len(self._workers))
-        work: list[Callable[[], None]] = [
-            lambda worker=worker, part=part: worker.reduce(rows, part.tolist(), (self._order, tops, kls))  # type: ignore[misc]
+        into = _Columns(tops, kls)
+        work = [
+            self._pool.submit(worker.reduce, rows, part.tolist(), self._order, into)
             for worker, part in zip(self._workers, parts, strict=True)
         ]
-        list(self._pool.map(lambda one: one(), work))
+        for one in work:
+            one.result()
         self._tops.append(tops)
         self._kls.append(kls)
 
@@ -175,6 +176,16 @@ class Reduction:
         return pairs, kept
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Columns:
+    """What is found of some rows, a column each."""
+
+    tops: NDArray[np.int32]
+    """By model; last, of the kept distributions."""
+    kls: NDArray[np.float64]
+    """By pair, then by model that is held to the kept distributions."""
+
+
 class _Worker:
     """One thread's buffers: of each reference its row and the weights of it, of the row at hand as much."""
 
@@ -190,9 +201,9 @@ class _Worker:
             self._of.setdefault(other, []).append((place, reference))
         self._kept = {number: len(pairs) + place for place, number in enumerate(kept_for)}
 
-    def reduce(self, rows: Rows, part: Sequence[int], into: tuple[Sequence[int], Any, Any]) -> None:
-        """Fill tops and divergences of some of the rows. References come first in the order."""
-        order, tops, kls = into
+    def reduce(self, rows: Rows, part: Sequence[int], order: Sequence[int], into: _Columns) -> None:
+        """Fill the columns of some of the rows. References come first in the order of models."""
+        tops, kls = into.tops, into.kls
         sums: dict[int, float] = {}
         for row in part:
             later = []
