@@ -18,7 +18,7 @@ from edgedistill.errors import EdgeDistillError
 from edgedistill.recipe import AcceptSettings, BenchSettings
 from edgedistill.report.charts import latency_chart, loss_chart, rejection_chart
 from edgedistill.report.judge import Judgement, judge
-from edgedistill.report.page import page, write_report
+from edgedistill.report.page import losses, page, write_report
 from edgedistill.report.summary import document, training_points
 from edgedistill.report.wording import one_line, visible
 from edgedistill.results import RESULTS
@@ -321,6 +321,25 @@ def test_the_page_says_what_matters(tmp_path: Path) -> None:
     assert 'name="viewport"' in html
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
+
+
+@pytest.mark.parametrize(
+    ("trained", "quantized", "words"),
+    [
+        (0.9, 0.1, "quantizing made 10 % of the loss: train more"),
+        (0.1, 0.9, "quantizing made 90 % of the loss: quantize less"),
+        (0.6, 0.4, "quantizing made 40 % of the loss: both"),
+        (None, 0.4, ""),
+        (0.0, 0.0, "quantizing made 0 % of the loss: train more"),
+    ],
+)
+def test_the_page_says_whether_to_train_more_or_to_quantize_less(
+    trained: float | None, quantized: float, words: str
+) -> None:
+    told = {"f16_quant": {"mean": quantized}} | ({} if trained is None else {"teacher_f16": {"mean": trained}})
+    (found,) = losses({"Q4_K_M": told, "Q8_0": {"bytes": 1}})
+    assert found["advice"].startswith(words)
+    assert bool(found["advice"]) == bool(words)
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from .wording import (
     visible,
 )
 
-__all__ = ["page", "write_report"]
+__all__ = ["losses", "page", "write_report"]
 
 SHOWN_DISAGREEMENTS = 20
 LONGEST_TEXT = 400

@@ -17,7 +17,7 @@ from ..run import Progress, cores, stop_if_asked
 
 __all__ = ["Made", "QuantizingTask", "make", "pareto", "pick", "require_quantizable"]
 
-FEW = 1024  # scored tokens that tell which groups of tensors matter
+FEW = 512  # scored tokens that tell which groups of tensors matter
 WIDE = ("Q8_0", "Q6_K")  # types of which hardly anything is lost: no bits are moved
 AS_FAST = 1.03  # times of writing a token that count as equal
 

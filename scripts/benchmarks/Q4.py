@@ -21,7 +21,7 @@ from measure import finish, note
 from edgedistill.contract import QuantizeSettings
 from edgedistill.llamacpp.comparison import ScoredText, divergence_between, in_chunks
 from edgedistill.llamacpp.model import LlamaModel
-from edgedistill.llamacpp.quantize import quantize
+from edgedistill.llamacpp.quantize import Mixture, quantize
 from edgedistill.llamacpp.reader import read_gguf
 from edgedistill.run import cores
 from edgedistill.stages.quantizing import QuantizingTask, make
@@ -66,14 +66,13 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         unround(source)
     learnt = chunks(source, long_text(0), options.weigh)
     measured = chunks(source, long_text(1), options.tokens)
-    stock = folder / "stock.gguf"
+    stock, weighed = folder / "stock.gguf", folder / "weighed.gguf"
     quantize(source, stock, "Q4_K_M", cores())
-    paths = [stock]
-    for growth in (1.0, LARGER):
-        settings = QuantizeSettings(types=("Q4_K_M",), growth=growth)
-        task = QuantizingTask(source, folder / f"ours-{growth}", settings, learnt, "text")
-        made = make(task, lambda what, done, total: note(f"{what} {done}/{total}"))["Q4_K_M"]
-        paths.append(made.path)
+    settings = QuantizeSettings(types=("Q4_K_M",), growth=LARGER)
+    task = QuantizingTask(source, folder / "ours", settings, learnt, "text")
+    made = make(task, lambda what, done, total: note(f"{what} {done}/{total}"))["Q4_K_M"]
+    quantize(source, weighed, "Q4_K_M", cores(), Mixture(folder / "imatrix.gguf"))
+    paths = [stock, weighed, made.path]
     found = divergence_between(source, paths, measured, cores(), lambda *_: None)
     sizes = [path.stat().st_size for path in paths]
     return {
