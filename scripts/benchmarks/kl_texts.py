@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 from llama_tools import tool
@@ -17,6 +19,7 @@ __all__ = ["base_file", "compared_by_perplexity", "f16_of", "imatrix_by_tool", "
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 512
+TRIES = 6
 KLD = {
     "mean": re.compile(r"^Mean +KLD: +([-\d.]+)", re.MULTILINE),
     "p999": re.compile(r"^99\.9% +KLD: +([-\d.]+)", re.MULTILINE),
@@ -57,11 +60,21 @@ def base_file(model: Path, text: Path, out: Path, threads: int) -> None:
     _run(["llama-perplexity", "-m", str(model), "-f", str(text), "--kl-divergence-base", str(out)], threads)
 
 
-def compared_by_perplexity(model: Path, base: Path, threads: int) -> dict[str, float]:
-    """What llama-perplexity --kl-divergence says of a model against a base file."""
+def compared_by_perplexity(model: Path, base: Path, threads: int) -> tuple[dict[str, float], float]:
+    """What llama-perplexity --kl-divergence says of a model against a base file, and the seconds that it took.
+
+    Its log is written by a thread that its end cuts off now and then: then it is run again, and the time is the last
+    one's.
+    """
     command = ["llama-perplexity", "-m", str(model), "--kl-divergence", "--kl-divergence-base", str(base)]
-    said = _run(command, threads)
-    return {name: float(pattern.findall(said)[-1]) / (100 if name == "top1" else 1) for name, pattern in KLD.items()}
+    for _ in range(TRIES):
+        started = time.perf_counter()
+        said = _run(command, threads)
+        seconds = time.perf_counter() - started
+        found = {name: pattern.findall(said) for name, pattern in KLD.items()}
+        if all(found.values()):
+            return {name: float(one[-1]) / (100 if name == "top1" else 1) for name, one in found.items()}, seconds
+    raise SystemExit(f"llama-perplexity tells no divergence in {TRIES} runs: {said[-1000:]}")
 
 
 def imatrix_by_tool(model: Path, text: Path, out: Path, threads: int) -> None:
@@ -71,7 +84,10 @@ def imatrix_by_tool(model: Path, text: Path, out: Path, threads: int) -> None:
 
 def _run(command: list[str], threads: int) -> str:
     shape = ["-c", str(CHUNK), "-t", str(threads), "-tb", str(threads)]
-    done = subprocess.run([tool(command[0]), *command[1:], *shape], capture_output=True, text=True, check=False)
+    with tempfile.TemporaryFile() as log:  # a pipe misses the end of the log more often
+        done = subprocess.run([tool(command[0]), *command[1:], *shape], stdout=log, stderr=log, check=False)
+        log.seek(0)
+        said = log.read().decode(errors="replace")
     if done.returncode:
-        raise SystemExit(f"{command[0]} failed: {done.stderr[-2000:]}")
-    return done.stdout + done.stderr
+        raise SystemExit(f"{command[0]} failed: {said[-2000:]}")
+    return said
