@@ -20,6 +20,7 @@ __all__ = ["base_file", "compared_by_perplexity", "f16_of", "imatrix_by_tool", "
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 512
 TRIES = 6
+MOST_CHARACTERS = 12  # of a token, on the average
 KLD = {
     "mean": re.compile(r"^Mean +KLD: +([-\d.]+)", re.MULTILINE),
     "p999": re.compile(r"^99\.9% +KLD: +([-\d.]+)", re.MULTILINE),
@@ -49,7 +50,7 @@ def long_text(part: int, parts: int = 2) -> str:
 def text_of_tokens(model: Path, text: str, tokens: int) -> str:
     """The beginning of a text, of so many of the model's tokens."""
     with LlamaModel(model, vocab_only=True) as loaded:
-        ids = loaded.tokenize(text, special=False)
+        ids = loaded.tokenize(text[: tokens * MOST_CHARACTERS], special=False)
         if len(ids) < tokens:
             raise SystemExit(f"the text has {len(ids)} tokens, {tokens} are wanted")
         return b"".join(map(loaded.piece, ids[:tokens])).decode("utf-8", errors="ignore")
