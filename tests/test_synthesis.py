@@ -243,6 +243,9 @@ def test_a_real_teacher_writes_the_prompts_of_a_run(recipe: Path, tmp_path: Path
     assert texts[:3] == ["Switch on the hall lamp", "It is too dark", "Open the door"]
     assert summary["kept"] == 30 == len(texts) - 3
     assert set(summary["cells"]) == {"hall", "kitchen", "hardly anything", "contradictory", "hostile", "off topic"}
+    assert {row["tags"][0] for _, row in read_rows(run.folder("prompts") / "prompts.jsonl") if "tags" in row} >= {
+        "hall"
+    }
     lineages = [row["_ed"] for _, row in read_rows(run.folder("prompts") / "prompts.jsonl")][3:]
     assert all(one["source"] == "synthesized" and one["teacher"] == "teacher" for one in lineages)
     assert {one["cell"]["room"] for one in lineages if "cell" in one} == {"hall", "kitchen"}

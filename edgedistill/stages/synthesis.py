@@ -99,7 +99,7 @@ def add_synthesized(
         for written in growth.rounds(lambda requests: writer.ask(requests, told)):
             for one in written:
                 own = {"id": one.prompt.id, **one.request.lineage(name)}
-                row = prompt_row(one.prompt)
+                row = {**prompt_row(one.prompt), "tags": one.request.tags()}
                 if one.reason:
                     drop({**row, "_ed": {**own, "reason": one.reason}})
                 else:

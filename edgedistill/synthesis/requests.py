@@ -77,6 +77,10 @@ class Request:
             lines.append(f"topic: {', '.join(self.topic)}")
         return _asked("\n".join(lines))
 
+    def tags(self) -> list[str]:
+        """What the cell is called in a row, for `curate` to balance by: its values, or the kind of edge case."""
+        return list(self.cell.values()) or ([self.way] if self.way in EDGES else [])
+
     def lineage(self, teacher: str) -> dict[str, Any]:
         """Where a prompt of this request is from, for its row."""
         found: dict[str, Any] = {"source": "synthesized", "teacher": teacher, "way": self.way, "request": self.number}
