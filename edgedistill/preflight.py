@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from .chat import ChatTemplate, folder_template, with_system
+from .curation.languages import require_languages
 from .errors import InvalidInput, MissingRequirement, Unsafe
 from .hardware import has_slow_blas
 from .llamacpp.grammar import require_decodable
@@ -307,6 +308,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "scorer": _scorer,
     "backends": _backends,
     "answers": _several,
+    "languages": require_languages,
     "targets": _targets,
     "loss": _loss,
     "models": _models,

@@ -241,3 +241,11 @@ def test_odds_that_no_server_tells_are_not_learned(pico_recipe: Path) -> None:
     edit(pico_recipe / "recipe.toml", "[train]\n", '[train]\nloss = "soft"\n')
     with pytest.raises(InvalidInput, match="the odds of every answer, which the 'openai' backend does not tell"):
         check(load_recipe(pico_recipe), run_of(pico_recipe))
+
+
+def test_a_language_that_is_not_known_is_refused(pico_recipe: Path) -> None:
+    teach(pico_recipe, "", 'languages = ["english"]')
+    with pytest.raises(InvalidInput, match=r"curate\.languages: unknown code 'english'"):
+        found(pico_recipe)
+    edit(pico_recipe / "recipe.toml", '["english"]', '["en"]')
+    assert found(pico_recipe)["languages"] == "en"

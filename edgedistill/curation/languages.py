@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["known_languages", "other_language"]
+from ..errors import InvalidInput
+from ..recipe import Recipe
+from ..run import Run
+
+__all__ = ["known_languages", "other_language", "require_languages"]
 
 FEWEST_LETTERS = 24  # fewer do not tell languages apart
 MOST_SIGNS = 400  # more do not tell them apart any better
@@ -32,6 +36,18 @@ def other_language(text: str, languages: Sequence[str]) -> str | None:
     language, sure = ranked[0]
     wanted = sum(share for other, share in ranked if other in languages)
     return language if sure >= SURE and wanted < DOUBT else None
+
+
+def require_languages(recipe: Recipe, run: Run) -> str:
+    """Whether the languages of the recipe can be told apart, as found; raise InvalidInput where one is not known."""
+    languages = recipe.curate.languages
+    for language in languages:
+        if language not in known_languages():
+            raise InvalidInput(
+                f"{recipe.path}: curate.languages: unknown code '{language}'",
+                "Write ISO 639-1 codes, such as en or de.",
+            )
+    return ", ".join(languages) or "any"
 
 
 def known_languages() -> frozenset[str]:
