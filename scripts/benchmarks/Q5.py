@@ -37,8 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a finished run of the demo")
     parser.add_argument("--work", type=Path, required=True, help="a folder, to go on from where it is filled already")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of healing")
-    parser.add_argument("--types", nargs="+", default=["Q3_K_M", "Q2_K"], help="the first one decides")
+    parser.add_argument("--steps", type=int, default=30, help="optimizer steps of healing")
+    parser.add_argument("--types", nargs="+", default=["Q3_K_M"], help="the first one decides")
     given = parser.parse_args()
     asked = [row for row in read_prompts(RECIPE / "eval.jsonl") if row.expected is not None]
     random.Random(0).shuffle(asked)
