@@ -31,7 +31,8 @@ from edgedistill.teachers.reply import Answer, Failure, answer_of, complaint
 from edgedistill.teachers.shared_prefix import SharedPrefix
 from edgedistill.teachers.vocabulary import Vocabulary
 
-ARGUMENTS = st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(), max_size=3)
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="`"), max_size=9)  # a fence would end there
+ARGUMENTS = st.dictionaries(WORDS, st.none() | st.booleans() | st.integers() | WORDS, max_size=3)
 CALLS = st.lists(st.tuples(st.sampled_from(["light", "door", "now"]), ARGUMENTS), min_size=1, max_size=3)
 
 
@@ -107,6 +108,7 @@ FAMILIES = {
     "llama3": lambda calls: (
         "<|python_tag|>" + "; ".join(json.dumps({"name": o["name"], "parameters": o["arguments"]}) for o in calls)
     ),
+    "fenced": lambda calls: "\n".join(f"```json\n{json.dumps(one, indent=2)}\n```" for one in calls),
     "plain": json.dumps,
     "plain, one a line": lambda calls: "\n".join(map(json.dumps, calls)),
 }

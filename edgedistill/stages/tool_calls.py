@@ -24,6 +24,7 @@ FORMS = {
     "mistral": re.compile(r"\[TOOL_CALLS\](.*)", re.DOTALL),
     "llama3": re.compile(r"<\|python_tag\|>(.*?)(?:<\|eom_id\|>|<\|eot_id\|>|\Z)", re.DOTALL),
 }
+FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)  # as Qwen2.5-Coder writes them
 MOST_PAIRED = 10  # calls of one answer, of which every pairing is tried
 
 
@@ -40,7 +41,7 @@ class Said:
 
 
 def said(answer: str) -> Said:
-    """The calls in an answer, in any of the forms; plain JSON is a call where it has a name and arguments.
+    """The calls in an answer, in any of the forms; JSON that is plain or fenced, where it has a name and arguments.
 
     >>> said('On it. <tool_call>{"name": "light", "arguments": {"on": true}}</tool_call>').calls
     (('light', {'on': True}),)
@@ -57,6 +58,9 @@ def said(answer: str) -> Said:
             read = [calls_in(part, is_marked=True) for part in found]
             calls = tuple(call for calls in read for call in calls or ())
             return Said(form.sub("", answer).strip(), calls, any(not calls for calls in read))
+    fenced = [calls_in(part) for part in FENCE.findall(answer)]
+    if fenced and all(fenced):
+        return Said(FENCE.sub("", answer).strip(), tuple(call for calls in fenced for call in calls or ()))
     calls = tuple(calls_in(answer) or ())
     return Said("", calls) if calls else Said(answer)
 
