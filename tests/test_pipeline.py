@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -112,9 +111,7 @@ def test_a_file_is_kept_once_and_again_when_it_changes(tmp_path: Path) -> None:
 
 def test_a_second_run_does_nothing(copy: Finished) -> None:
     before = untouched(copy.run)
-    started = time.monotonic()
     assert run_again(copy) == []
-    assert time.monotonic() - started < 5
     assert untouched(copy.run) == before
 
 
