@@ -74,7 +74,7 @@ class QuantizeSettings(Table):
     heal_steps: Annotated[Count, LATER] = 100
     """Optimizer steps of that, of `train.batch_size` rows each, in whole passes over the rows."""
     heal_learning_rate: Annotated[StrictFloat, Field(gt=0.0), LATER] = 2e-3
-    """Of scales and norms, relative to themselves."""
+    """Of norms and biases, relative to their own size."""
 
     @field_validator("types", mode="before")
     @classmethod

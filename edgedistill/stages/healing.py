@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..llamacpp.comparison import ScoredText, divergence_between
-from ..llamacpp.scales import write_scales
+from ..llamacpp.vectors import write_vectors
 from ..recipe import Recipe, TrainSettings
 from ..records import digest
 from ..run import Progress, Run, cores, file_sha256
@@ -60,7 +60,7 @@ def healed(recipe: Recipe, run: Run, quant: Path, texts: Sequence[ScoredText], p
     healer = load_healer(run.folder("export") / "student", quant)
     summary, changed = healer.heal(data, settings, work, _reporter(quant.name, progress))
     candidate = work / quant.name
-    write_scales(quant, candidate, changed)
+    write_vectors(quant, candidate, changed)
     reference = run.folder("export") / F16_NAME
     before, after = divergence_between(reference, [quant, candidate], texts, cores(), progress)
     is_better = after.mean < before.mean

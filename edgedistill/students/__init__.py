@@ -111,7 +111,7 @@ class Healer(Protocol):
     ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Train, resuming from the newest whole checkpoint under `out`; return a summary, and what is new in the GGUF.
 
-        That is, by tensor, the numbers that `llamacpp.scales.write_scales` takes.
+        That is, by tensor, the vectors that `llamacpp.vectors.write_vectors` takes.
         """
 
 

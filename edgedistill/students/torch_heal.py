@@ -1,9 +1,8 @@
 """Healing: a quantized student learns to say again what its 16-bit self says, by what of it is not quantized.
 
-No code changes. Learned are the scales of its blocks, as PEQA does it (arXiv 2305.14152), and its vectors: norms and
-biases. Both are seen as the file keeps them; the rounding of a scale to float16 is passed over on the way back, the
-straight-through estimator (arXiv 1308.3432). So what was learned is what the file says, to the bit, and the file stays
-one of the same types and size.
+No quantized weight changes. Learned are its norms and biases, as Norm Tweaking does it (arXiv 2309.02784): a norm
+scales all inputs of the matrices behind it, and the file keeps it in float32. So what was learned is what the file
+says, to the bit, and the file stays one of the same types and size.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from ..hardware import compute_dtype, device
 from ..llamacpp.architectures import Place, from_hugging_face, plain_config
 from ..llamacpp.importer import in_halves
 from ..llamacpp.reader import GgufFile, dequantized_rows, read_gguf
-from ..llamacpp.scales import SCALES, read_blocks
 from ..llamacpp.writer import pairwise
 from ..recipe import TrainSettings
 from ..records import read_json
@@ -46,8 +44,8 @@ class QuantizedStudent:
     ) -> tuple[dict[str, Any], dict[str, Values]]:
         """Train, resuming from the newest whole checkpoint under `out`; return a summary, and what is new in the GGUF.
 
-        That is, by tensor, the numbers that `llamacpp.scales.write_scales` takes. Raises EdgeDistillError where a loss
-        is not finite.
+        That is, by tensor, the vectors that `llamacpp.vectors.write_vectors` takes. Raises EdgeDistillError where a
+        loss is not finite.
         """
         torch.set_num_threads(cores())
         torch.manual_seed(data.seed)
@@ -68,47 +66,15 @@ class _Learned:
     """A tensor that learns, and what makes the weights of it."""
 
     place: Place
-    values: _Scales | _Vector
+    values: _Vector
     offset: torch.nn.Parameter
 
     def new(self) -> Values:
         """Its numbers as the GGUF lays them out."""
-        found: Values = self.values.values(self.offset).cpu().numpy()
-        if isinstance(self.values, _Vector):
-            vector: Values = _laid_out(found, self.place) + np.float32(self.place.plus)
-            return vector
-        return np.stack([_laid_out(scales, self.place) for scales in found])
-
-
-def _laid_out(rows: Values, place: Place) -> Values:
-    return pairwise(rows, place.heads) if place.heads else rows
-
-
-class _Scales(torch.nn.Module):  # type: ignore[misc]
-    """A quantized matrix (R, C) from how far each of its scales (S, R, B) is moved, relative to itself."""
-
-    scales: torch.Tensor
-    units: torch.Tensor
-
-    def __init__(self, scales: Values, units: Values) -> None:
-        super().__init__()
-        self.register_buffer("scales", torch.from_numpy(scales))
-        self.register_buffer("units", torch.from_numpy(units.reshape(*scales.shape, -1)))
-
-    def values(self, offset: torch.Tensor) -> torch.Tensor:
-        """The scales, in float16's values."""
-        moved = self.scales * (1 + offset)
-        return moved + (moved.half().float() - moved).detach()
-
-    def forward(self, offset: torch.Tensor) -> torch.Tensor:
-        scales = self.values(offset)[..., None]
-        found = scales[0] * self.units[0]
-        for scale, units in zip(scales[1:], self.units[1:], strict=True):
-            found = torch.addcmul(found, scale, units)
-        return found.flatten(1)
-
-    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(self.scales)
+        found: Values = self.values(self.offset).cpu().numpy()
+        laid_out = pairwise(found, self.place.heads) if self.place.heads else found
+        vector: Values = laid_out + np.float32(self.place.plus)
+        return vector
 
 
 class _Vector(torch.nn.Module):  # type: ignore[misc]
@@ -121,21 +87,15 @@ class _Vector(torch.nn.Module):  # type: ignore[misc]
         self.register_buffer("vector", torch.from_numpy(vector))
         self._size = float(np.abs(vector).mean()) or 1.0
 
-    def values(self, offset: torch.Tensor) -> torch.Tensor:
-        return self.vector + self._size * offset
-
     def forward(self, offset: torch.Tensor) -> torch.Tensor:
-        return self.values(offset)
+        return self.vector + self._size * offset
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(self.vector)
 
 
 def _quantized(model: Any, folder: Path, gguf: GgufFile) -> list[_Learned]:
-    """Give the model the GGUF's weights, and return those that learn: all others are frozen.
-
-    The table of embeddings and the head stay as they are: quantizers keep them at six bits or more.
-    """
+    """Give the model the GGUF's weights, and return those that learn: all others are frozen."""
     config = read_json(folder / "config.json")
     row = from_hugging_face(config["architectures"][0])
     places = row.places(plain_config(str(folder / "config.json"), row, config))
@@ -148,8 +108,8 @@ def _quantized(model: Any, folder: Path, gguf: GgufFile) -> list[_Learned]:
         name, _, kind = place.hugging_face.rpartition(".")
         values = _values(gguf, place)
         getattr(modules[name], kind).data.copy_(torch.from_numpy(values))
-        maker = _maker(gguf, place, values)
-        if maker is not None:
+        if gguf.tensors[place.gguf].kind == "F32" and values.ndim == 1:
+            maker = _Vector(values)
             parametrize.register_parametrization(modules[name], kind, maker.to(model.device), unsafe=True)
             offset = getattr(modules[name].parametrizations, kind).original
             learned.append(_Learned(place, maker, offset.requires_grad_(True)))
@@ -162,17 +122,3 @@ def _values(gguf: GgufFile, place: Place) -> Values:
     rows = dequantized_rows(gguf.path, tensor, 0, tensor.shape[0]).reshape(tensor.shape)
     rows = in_halves(rows, place.heads) if place.heads else rows
     return np.ascontiguousarray(rows - np.float32(place.plus)).reshape(place.source_shape)
-
-
-def _maker(gguf: GgufFile, place: Place, values: Values) -> _Scales | _Vector | None:
-    """What makes the weights of a tensor that learns; None for one that stays."""
-    tensor = gguf.tensors[place.gguf]
-    if len(tensor.shape) == 1:
-        return _Vector(values) if tensor.kind == "F32" else None
-    if tensor.kind not in SCALES or not place.gguf.startswith("blk."):
-        return None
-    blocks = read_blocks(gguf.path, tensor)
-    if not place.heads:
-        return _Scales(blocks.scales, blocks.units)
-    turned = (np.stack([in_halves(one, place.heads) for one in part]) for part in (blocks.scales, blocks.units))
-    return _Scales(*turned)
