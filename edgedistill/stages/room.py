@@ -33,8 +33,8 @@ def estimated_memory(recipe: Recipe, run: Run) -> int:
     """Bytes at the peak: of the teacher, of training, or of quantize, where all are over the same tokens at once."""
     student = _student_size(recipe, run)
     teachers = [_size(teacher) for teacher in identify_teachers(recipe, run.offline)]
-    # float32 weights, and for full fine-tuning gradients and two moments besides; healing holds both models, and the
-    # quantized one's blocks as units and as weights
+    # float32 weights, and for full fine-tuning gradients and two moments besides; healing holds two models, and as much
+    # again is left for what its passes keep
     copies = 4 if recipe.train.method == "full" or recipe.quantize.heal else 1
     quants = teachers[0] + student + len(recipe.quantize.made) * student // 2
     return max(*(int(size * 1.3) for size in teachers), 2 * student * copies, quants) + GIGABYTE
