@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from dataclasses import replace
 
@@ -17,8 +18,11 @@ LAYOUT = Layout(32, split=True)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=64)
+    options = parser.parse_args()
     answerer = engine_work.answerer(teacher_gguf())
-    prompts = engine_work.prompts(answerer, 64)
+    prompts = engine_work.prompts(answerer, options.prompts)
     plain = [answerer.request(prompt, Sampling(engine_work.MAX_TOKENS)) for prompt in prompts]
     values = {}
     for profile in ("top_k", "sampled"):
