@@ -24,6 +24,7 @@ from .records import Example, Message, Prompt, read_prompts
 from .report.statistics import fewest_rows
 from .run import Run
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
+from .stages.calibration import asks_calibration, require_odds
 from .stages.combine import verifier_command
 from .stages.dialogue import parts, woven
 from .stages.fitting import require_fit
@@ -86,6 +87,7 @@ def _files(recipe: Recipe, run: Run) -> str:
 
 def _schema(recipe: Recipe, run: Run) -> str:
     schema = load_schema(recipe)
+    require_odds(recipe, schema)
     schema_validator(schema)
     if schema is None:
         return "none: answers are free text"
@@ -97,6 +99,8 @@ def _schema(recipe: Recipe, run: Run) -> str:
     weigh = [BACKENDS[teacher.backend].scores for teacher in recipe.teachers]
     if kept_answers(schema, recipe.teach) is None or not any(weigh):
         return f"{found}, of which one is written out"
+    if asks_calibration(recipe):
+        found += ", calibrated by their mean over the prompts"
     return f"{found}, each with its probability{'' if all(weigh) else '; a server writes one out'}"
 
 

@@ -106,6 +106,9 @@ class TeachSettings(Table):
     """Where the schema allows a finite set of answers, keep the probability of each instead of sampling one."""
     closed_floor: Annotated[StrictFloat, Field(ge=0.0, lt=1.0)] = 0.001
     """Answers behind a branch less probable than this have equal parts of it; 0 computes every branch."""
+    calibrate: Annotated[Literal["none", "batch"], LATER] = "none"
+    """`batch` divides the probability of each closed answer by its mean over the prompts: takes out what the teacher
+    prefers whatever it is asked, where no answer should be much more frequent than another."""
     answers: RecipeFile | None = None
     """Chat rows that end with an answer: given answers, taken as they are and, with `targets`, scored."""
     targets: Literal["none", "top_k", "sampled"] = "none"

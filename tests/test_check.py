@@ -196,6 +196,19 @@ def test_a_server_tells_no_probabilities_of_closed_answers(pico_recipe: Path, mo
     assert seen["schema"] == f"{schema}, each with its probability; a server writes one out"
 
 
+def test_check_says_that_answers_are_calibrated_and_refuses_where_they_cannot_be(pico_recipe: Path) -> None:
+    teach(pico_recipe, 'calibrate = "batch"')
+    assert "calibrated by their mean over the prompts" in found(pico_recipe)["schema"]
+    with pytest.raises(InvalidInput, match="the backend 'openai' tells no probabilities"):
+        found(ask(pico_recipe, SERVER.format(url=HTTPS)))
+
+
+def test_check_refuses_calibration_of_answers_that_are_written_out(pico_recipe: Path) -> None:
+    teach(pico_recipe, 'calibrate = "batch"\nclosed = false')
+    with pytest.raises(InvalidInput, match="needs closed answers with their probabilities"):
+        found(pico_recipe)
+
+
 def test_a_server_without_a_licence_is_no_teacher_until_one_is_accepted(pico_recipe: Path) -> None:
     ask(pico_recipe, SERVER.format(url=HTTPS).replace('licence = "apache-2.0"\n', ""))
     assert found(pico_recipe)["licences"] == "teacher apache-2.0, student apache-2.0"

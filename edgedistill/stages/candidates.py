@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +47,9 @@ class Candidate:
     preamble: tuple[Message, ...]
     prompt: Literal["teacher", "student"]
     asked: TeacherSettings | None = None
-    """How it is asked where it is no GGUF: through the teacher's own backend."""
+    """How it is asked where it is no GGUF, or its answers are calibrated: through the teacher's own backend."""
+    prior: Mapping[str, float] | None = None
+    """By which its closed answers are calibrated."""
 
     def record(self) -> dict[str, object]:
         """The candidate as it stands in a report."""
@@ -75,17 +77,20 @@ class Candidate:
 def teacher_candidates(recipe: Recipe, run: Run, progress: Progress) -> list[Candidate]:
     """Every teacher; the first is the one that the others and the students are compared with."""
     found = []
-    for teacher, name in zip(recipe.teachers, teacher_names(recipe), strict=True):
+    taught = run.summary("teach")["teachers"]
+    for teacher, name, record in zip(recipe.teachers, teacher_names(recipe), taught, strict=True):
         weights = fetch_teacher(recipe, teacher, run.offline, progress)
         assert weights.sha256 is not None
         shown = preamble(recipe, teacher)
-        asked = None if teacher.backend == "llamacpp" else teacher
-        found.append(Candidate(name, "teacher", weights.quant, weights.path, weights.sha256, shown, "teacher", asked))
+        prior = record.get("prior")
+        asked = None if teacher.backend == "llamacpp" and prior is None else teacher
+        file = (weights.quant, weights.path, weights.sha256)
+        found.append(Candidate(name, "teacher", *file, shown, "teacher", asked, prior))
     return found
 
 
 def greedy(recipe: Recipe) -> TeachSettings:
-    """How a teacher that is no GGUF answers the eval set: as it teaches, but one most probable answer, no targets."""
+    """How a teacher's own backend answers the eval set: as it teaches, but one most probable answer, no targets."""
     changes = {"max_tokens": recipe.evaluate.max_tokens, "temperature": 0.0, "samples": 1, "targets": "none"}
     return recipe.teach.model_copy(update={**changes, "answers": None})
 

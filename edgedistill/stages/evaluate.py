@@ -18,6 +18,7 @@ from ..results import RESULTS, write_results
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
 from ..store import Store
+from .calibration import calibrated
 from .candidates import (
     Candidate,
     base_candidates,
@@ -147,7 +148,7 @@ def _answers(
                 place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
                 stop_if_asked()
     found = {prompt.id: kept.get(prompt) for prompt in prompts}
-    return {prompt_id: completion.text for prompt_id, completion in found.items() if completion is not None}
+    return {name: calibrated(one, person.prior).text for name, one in found.items() if one is not None}
 
 
 def _identity(recipe: Recipe, person: Candidate, schema: dict[str, Any] | None) -> str:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import EdgeDistillError, Stopped
+from ..errors import EdgeDistillError, InvalidInput, Stopped
 from ..recipe import Recipe, TeachSettings
 from ..records import Completion, Example, Message, Prompt, Tool, digest, iter_prompts
 from ..run import Progress, Run, file_sha256
@@ -17,6 +17,7 @@ from ..store import Store
 from ..teachers import Teacher, TeacherTask, load_teacher, preamble
 from ..teachers.identity import fetch_teacher
 from .asking import Asking, Pass, Source, Tally
+from .calibration import asks_calibration, calibrated, prior_of
 from .combine import Answered
 from .dialogue import conversed, parts
 from .failures import Failures
@@ -53,6 +54,8 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
                 asking = Asking(store, source, number, keys, tally, settings.backend == "openai")
                 _ask(recipe, task, (asking, given), failures)
                 records.append({**found.record(), "identity": keys.identity})
+                if asks_calibration(recipe):
+                    records[-1]["prior"] = _prior(store, keys, source.path)
         is_over = True
     finally:
         failures.write(is_over)
@@ -84,6 +87,26 @@ def row_count(path: Path) -> int:
 
 def _answers_sha256(recipe: Recipe) -> str | None:
     return None if recipe.teach.answers is None else file_sha256(recipe.file(recipe.teach.answers))
+
+
+def _prior(store: Store, keys: AnswerKeys, path: Path) -> dict[str, float]:
+    """The mean odds of a teacher's own closed answers to all prompts.
+
+    Raises InvalidInput where it told none.
+    """
+    prior = prior_of(_own_answers(store, keys, path))
+    if not prior:
+        raise InvalidInput(
+            "teach.calibrate: the teacher told no probabilities of answers", "Take it out of the recipe."
+        )
+    return prior
+
+
+def _own_answers(store: Store, keys: AnswerKeys, path: Path) -> Iterator[Completion]:
+    prompts = iter_prompts(path)
+    while block := list(islice(prompts, READ_AT_ONCE)):
+        wanted = [key for prompt in block if keys.given(prompt) is None for key in keys.of(prompt)]
+        yield from store.find(wanted).values()
 
 
 class _Loaded:
@@ -218,11 +241,13 @@ def taught_keys(recipe: Recipe, run: Run) -> list[AnswerKeys]:
 def answers(recipe: Recipe, run: Run, targets: bool = False) -> Iterator[tuple[Prompt, list[Answered]]]:
     """Each prompt with its stored completions, in the order of prompts, teachers and samples; read as it is needed.
 
-    Without `targets`, b"" stands for them where there are any. Raises EdgeDistillError where an answer is missing that
+    Where the recipe calibrates, closed answers are calibrated; of a conversation, the last one. Without `targets`, b""
+    stands for them where there are any. Raises EdgeDistillError where an answer is missing that
     the stage did not leave out.
     """
     summary = run.summary("teach")
     teachers = taught_keys(recipe, run)
+    priors = [teacher.get("prior") for teacher in summary["teachers"]]
     prompts = iter_prompts(prompts_file(run))
     with Store(run.folder("teach") / STORE, read_only=True) as store:
         while block := list(islice(prompts, READ_AT_ONCE)):
@@ -233,7 +258,13 @@ def answers(recipe: Recipe, run: Run, targets: bool = False) -> Iterator[tuple[P
                 if len(whole) < len(many) and not summary["failed"]:
                     raise EdgeDistillError(f"{run.folder('teach')}: answers are missing", "Redo with --from teach.")
                 said = [(number, [found[key] for key in turns]) for number, turns in whole]
-                yield prompt, [Answered(number, turns[-1], tuple(turns[:-1])) for number, turns in said]
+                yield (
+                    prompt,
+                    [
+                        Answered(number, calibrated(turns[-1], priors[number]), tuple(turns[:-1]))
+                        for number, turns in said
+                    ],
+                )
 
 
 def turn_keys(keys: AnswerKeys, prompt: Prompt, sample: int) -> list[str]:

@@ -30,6 +30,7 @@ from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import Prompt, read_prompts
 from edgedistill.run import Run, cores, file_sha256, write_whole
 from edgedistill.schema import closed_answers, load_schema
+from edgedistill.stages.calibration import calibrated
 from edgedistill.stages.candidates import answering, greedy
 from edgedistill.stages.scoring import equal
 from edgedistill.stages.taught import TaughtRows
@@ -48,14 +49,16 @@ Odds = NDArray[np.float64]
 """(tickets, answers) The probability of each answer; each row sums to 1."""
 
 
-def teacher_odds(recipe: Recipe, prompts: Sequence[Prompt], answers: Sequence[str], kept: Path) -> Odds:
-    """What the teacher says of each eval ticket; kept in a file."""
+def teacher_odds(
+    recipe: Recipe, prompts: Sequence[Prompt], answers: Sequence[str], kept: Path, prior: Mapping[str, float] | None
+) -> Odds:
+    """What the teacher says of each eval ticket, calibrated as its answers to the tickets were; kept in a file."""
     if not kept.is_file():
         path = teacher_gguf(recipe.teacher.model)
         shown, schema = preamble(recipe), load_schema(recipe)
         task = TeacherTask(path, file_sha256(path), shown, schema, kept.parent, recipe.teacher)
         with answering(task, prompts, greedy(recipe), recipe.seed) as found:
-            rows = {one.prompt_id: one.answers for one in found}
+            rows = {one.prompt_id: calibrated(one, prior).answers for one in found}
         write_whole(kept, json.dumps(rows).encode())
     odds = json.loads(kept.read_text("utf-8"))
     return np.array([[odds[prompt.id].get(answer, 0.0) for answer in answers] for prompt in prompts])
@@ -155,7 +158,8 @@ def measured(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     answers = closed_answers(load_schema(recipe)) or ()
     prompts = read_prompts(RECIPE / "eval.jsonl")[: options.tickets]
     base = demo_base(RECIPE)
-    teacher = teacher_odds(recipe, prompts, answers, work / f"teacher-{len(prompts)}.json")
+    prior = run.summary("teach")["teachers"][0].get("prior")
+    teacher = teacher_odds(recipe, prompts, answers, work / f"teacher-{len(prompts)}.json", prior)
     found: dict[str, Any] = {"teacher": scored(teacher, teacher, prompts, answers)}
     note(f"the teacher: {found['teacher']}")
     epochs = options.epochs or recipe.train.epochs
