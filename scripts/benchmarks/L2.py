@@ -20,12 +20,13 @@ LAYOUT = Layout(32, split=True)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--profiles", nargs="+", default=["top_k", "sampled"])
     options = parser.parse_args()
     answerer = engine_work.answerer(teacher_gguf())
     prompts = engine_work.prompts(answerer, options.prompts)
     plain = [answerer.request(prompt, Sampling(engine_work.MAX_TOKENS)) for prompt in prompts]
     values = {}
-    for profile in ("top_k", "sampled"):
+    for profile in options.profiles:
         keep = CaptureSettings(profile, 0.995, 64, 50)
         kept = [replace(request, sampling=replace(request.sampling, capture=keep)) for request in plain]
 
