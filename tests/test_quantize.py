@@ -19,8 +19,10 @@ from edgedistill.errors import EdgeDistillError, InvalidInput, MissingRequiremen
 from edgedistill.llamacpp import quantize as module
 from edgedistill.llamacpp import reader, weights
 from edgedistill.llamacpp.child import Ended, run_child
+from edgedistill.llamacpp.comparison import ScoredText, importance_of
+from edgedistill.llamacpp.importance import write_importance
 from edgedistill.llamacpp.importer import import_gguf
-from edgedistill.llamacpp.quantize import quantize
+from edgedistill.llamacpp.quantize import Mixture, quantize
 from edgedistill.records import FILE_TYPES
 
 needs_llama_cpp = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama_cpp is not installed")
@@ -62,6 +64,30 @@ def test_a_quantized_file_loads_and_comes_back_near_its_source(
     )
     lost = weights.read_rows(ours, 0, 256) - weights.read_rows(theirs, 0, 256)
     assert np.abs(lost).mean() < 0.4 * np.abs(weights.read_rows(theirs, 0, 256)).mean()
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("architecture", "tied", "name", "mixture"),
+    [
+        ("llama", True, "Q4_K_M", Mixture()),
+        ("qwen2", False, "Q5_0", Mixture()),
+        ("qwen2", True, "Q2_K", Mixture(tensor_types={"attn_v": "Q6_K", "token_embd": "F16"})),
+        ("llama", False, "IQ4_XS", None),
+    ],
+)
+def test_a_few_rows_at_a_time_make_the_file_that_whole_tensors_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, tied: bool, name: str, mixture: Mixture | None
+) -> None:
+    source = pico_gguf(tmp_path / "pico.gguf", architecture, tied, size=256)
+    if mixture is None:
+        mixture = Mixture(tmp_path / "imatrix.gguf")
+        texts = [ScoredText(tuple(range(3, 60)), 20)]
+        write_importance(importance_of(source, texts, 2, silent), tmp_path / "imatrix.gguf", "test")
+    for slab in (0, 20_000):  # 0 is llama.cpp's own limit; the others are 10 rows or so, which end in no round place
+        monkeypatch.setattr(module, "SLAB_BYTES", slab)
+        quantize(source, tmp_path / f"{slab}.gguf", name, 2, mixture)
+    assert (tmp_path / "0.gguf").read_bytes() == (tmp_path / "20000.gguf").read_bytes()
 
 
 @needs_llama_cpp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -34,6 +35,28 @@ def test_a_bfloat16_number_keeps_its_value(tmp_path: Path) -> None:
 def test_the_pieces_of_a_tensor_cover_its_rows_once(shape: tuple[int, ...]) -> None:
     steps = list(weights.row_steps(shape))
     assert [row for first, last in steps for row in range(first, last)] == list(range(shape[0]))
+
+
+def test_arrays_that_are_written_behind_come_in_their_order(tmp_path: Path) -> None:
+    arrays = [np.full(size, size, np.uint16) for size in (5, 60_000, 0, 1, 9_000)] * 3
+    with (tmp_path / "f").open("wb") as file, weights.written_behind(file) as write:
+        for array in arrays:
+            write(array)
+        write(np.arange(6, dtype=np.uint16).reshape(2, 3).T)
+    whole = np.concatenate([*arrays, [0, 3, 1, 4, 2, 5]]).astype(np.uint16)
+    assert (tmp_path / "f").read_bytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_write_that_fails_behind_is_raised(tmp_path: Path, count: int) -> None:
+    def written(file: BinaryIO) -> None:
+        with weights.written_behind(file) as write:
+            for _ in range(count):
+                write(np.zeros(100_000))
+
+    (tmp_path / "f").touch()
+    with (tmp_path / "f").open("rb") as file, pytest.raises(OSError, match="write"):
+        written(file)
 
 
 def test_weights_in_several_files_are_found(tmp_path: Path) -> None:

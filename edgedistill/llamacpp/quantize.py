@@ -32,6 +32,9 @@ MARK = "error: "
 ERROR_LEVEL = 4
 """GGML_LOG_LEVEL_ERROR."""
 
+SLAB_BYTES = 32 * 2**20
+"""Rows in hand while a tensor is quantized; llama.cpp's own limit of 8 GiB holds nearly any tensor whole in float32."""
+
 INT_OVERRIDE = 0
 """LLAMA_KV_OVERRIDE_TYPE_INT."""
 
@@ -95,6 +98,7 @@ def quantize(source: Path, out: Path, type_name: str, threads: int, mixture: Mix
             "out": str(partial),
             "type": type_name,
             "threads": threads,
+            "slab_bytes": SLAB_BYTES,
             "importance": None if mixture.importance is None else str(mixture.importance),
             "tensor_types": dict(mixture.tensor_types),
         }
@@ -149,6 +153,7 @@ def main(task: Mapping[str, Any]) -> int:
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.nthread = int(task["threads"])
     settings.ftype = FILE_TYPES[task["type"]]
+    settings.max_buf_size = int(task["slab_bytes"])
     kept = [_with_importance(llama_cpp, settings, task["importance"])]
     kept.append(_with_tensor_types(llama_cpp, settings, task["tensor_types"]))
     code = llama_cpp.llama_model_quantize(os.fsencode(task["source"]), os.fsencode(task["out"]), ctypes.byref(settings))

@@ -93,6 +93,10 @@ class _Planned:
     source: weights.Tensor | None = None
     values: Rows | None = None
 
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * weights.SIZES[self.stored]
+
 
 def write_gguf(folder: Path, out: Path, metadata: GgufMetadata, progress: run.Progress) -> None:
     """Write the F16 GGUF of a Hugging Face folder, whole or not at all.
@@ -102,16 +106,18 @@ def write_gguf(folder: Path, out: Path, metadata: GgufMetadata, progress: run.Pr
     Raises InvalidInput where the folder is incomplete or of an architecture that is not in the table, GateMissed where
     llama.cpp would compute or tokenize in another way or a weight does not fit F16, Stopped where the disk is full.
     """
+    import numpy as np
+
     row, plain, planned, words = _prepared(folder)
     with whole_file(out) as partial:
         _write_header(partial, row, plain, metadata, (planned, words))
-        with partial.open("ab") as file:
+        with partial.open("ab") as file, weights.written_behind(file) as write:
             for done, tensor in enumerate(planned):
                 progress("tensors", done, len(planned))
                 run.stop_if_asked()
                 for piece in _pieces(tensor):
-                    file.write(piece.tobytes())
-                file.write(b"\0" * (-file.tell() % 32))
+                    write(piece)
+                write(np.zeros(-tensor.bytes % 32, np.uint8))
     progress("tensors", len(planned), len(planned))
 
 
@@ -225,7 +231,7 @@ def _write_header(
     writer.add_quantization_version(2)
     for tensor in planned:
         kind = np.dtype(np.float32 if tensor.stored == "F32" else np.float16)
-        writer.add_tensor_info(tensor.name, tensor.shape, kind, math.prod(tensor.shape) * kind.itemsize)
+        writer.add_tensor_info(tensor.name, tensor.shape, kind, tensor.bytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
