@@ -45,6 +45,32 @@ def test_what_is_kept_is_counted_to_the_byte() -> None:
     assert all(map(torch.equal, before, model.parameters()))
 
 
+def test_what_is_let_go_before_the_way_back_is_not_counted() -> None:
+    """As in DoRA, whose rows' lengths are computed of its weights, and are no part of the gradient."""
+    import torch
+
+    from edgedistill.students.torch_memory import step_cost
+
+    class Scaled(torch.nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            size = torch.nn.functional.linear(torch.eye(WIDTH), self.weight).norm().detach()
+            return super().forward(hidden) / size
+
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(50, WIDTH).requires_grad_(False)
+
+    def cost(layer: torch.nn.Module) -> int:
+        def summed(lessons: Sequence[Lesson]) -> torch.Tensor:
+            return sum(  # type: ignore[return-value]
+                layer(embedding(torch.from_numpy(lesson.tokens.astype(np.int64)))).sum() for lesson in lessons
+            )
+
+        return step_cost(torch.nn.ModuleList([embedding, layer]), summed, LESSON).beside
+
+    plain, scaled = cost(torch.nn.Linear(WIDTH, 2, False)), cost(Scaled(WIDTH, 2, False))
+    assert plain <= scaled < plain + 4 * WIDTH, "the eye alone takes that times the width"
+
+
 @given(st.integers(1, 64), st.integers(1, 512), st.integers(0, 10**9))
 def test_a_step_takes_its_moments_and_the_larger_of_what_it_keeps_and_its_gradient(
     rows: int, length: int, learned: int

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import psutil
@@ -54,28 +55,43 @@ class StepCost:
         return self.resting + self.beside + max(before, self.gradient)
 
 
+class _Kept:
+    """A tensor that autograd keeps; this goes when its part of the graph goes."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.detach()  # the tensor itself would keep the graph that keeps it
+
+
+def _keeping(held: WeakSet[_Kept]) -> Callable[[torch.Tensor], _Kept]:
+    """What autograd calls with a tensor to keep; all that are still kept are in `held`."""
+
+    def keep(tensor: torch.Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        held.add(kept)
+        return kept
+
+    return keep
+
+
 def step_cost(model: Any, summed: Summed, lesson: Lesson) -> StepCost:
     """The cost of a step, from forward passes over the first tokens of a lesson; weights and gradients are unchanged.
 
-    What autograd keeps is counted as it is kept, each storage once and the model's own weights not, at three lengths:
-    it grows by a constant, with the length, and, where attention holds its weights, with the length's square.
+    What autograd keeps for the way back is counted, each storage once and the model's own weights not, at three
+    lengths: it grows by a constant, with the length, and, where attention holds its weights, with the length's square.
+    What it has kept and let go by then, such as what DoRA computes of its own weights alone, does not count.
     """
     own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
     kept, seconds = [], 0.0
     for length in LENGTHS:
-        sizes: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
+        held = WeakSet[_Kept]()
         started = time.perf_counter()
         # random numbers that are used up here would be missed by a resumed training
-        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(_keeping(held), lambda one: one.tensor):
             loss = summed([text_lesson(lesson.id, np.resize(lesson.tokens, length + 1).tolist(), 1)])
-        kept.append(sum(sizes.values()))
+        storages = {storage.data_ptr(): storage for storage in (one.tensor.untyped_storage() for one in held)}
+        kept.append(sum(storage.nbytes() for address, storage in storages.items() if address not in own))
         torch.autograd.grad(loss, [weight for weight in model.parameters() if weight.requires_grad])
         seconds = time.perf_counter() - started
     per_pair, per_token, constant = np.polyfit(np.array(LENGTHS), np.array(kept, np.float64), 2).tolist()
