@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 from .chat import ChatTemplate, folder_template, with_system
 from .curation.languages import require_languages
-from .errors import InvalidInput, MissingRequirement, Unsafe
+from .errors import InvalidInput, MissingRequirement
 from .hardware import has_slow_blas
 from .llamacpp.grammar import require_decodable
 from .llamacpp.importer import require_importable
@@ -49,7 +48,7 @@ from .stages.tracking import require_tracker
 from .students import require_student
 from .students.encode import Encoder
 from .teachers import BACKENDS, require_teacher
-from .teachers.address import endpoint_of, refuse_address
+from .teachers.address import endpoint_of, refuse_endpoint
 from .teachers.identity import TeacherIdentity, identify_teacher, identify_teachers
 
 __all__ = ["Finding", "check"]
@@ -243,17 +242,8 @@ def _template(path: Path) -> None:
 def _server(teacher: TeacherSettings, run: Run) -> str:
     """Whether a server may be asked, as far as its address tells: nothing is connected to, no name is looked up."""
     endpoint = endpoint_of(teacher)
-    is_here = endpoint.host == "localhost"
-    try:
-        is_here = is_here or ip_address(endpoint.host).is_loopback
-        refuse_address(endpoint, "127.0.0.1" if is_here else endpoint.host)
-    except ValueError:  # a name: what it stands for is looked at when it is connected to
-        if endpoint.scheme == "http" and not endpoint.plain_http:
-            raise Unsafe(
-                f"teacher.url: plain http to {endpoint.host} would send prompts and key in the clear",
-                "Write https, or set teacher.plain_http = true in a network you trust.",
-            ) from None
-    if run.offline and not is_here:
+    refuse_endpoint(endpoint)
+    if run.offline and not endpoint.is_here:
         raise MissingRequirement(
             f"{endpoint.url}: not this machine, and offline", "Leave --offline out, or name a server on this machine."
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 from ..errors import Unsafe
 from ..recipe import Recipe
 from ..run import Run
@@ -18,14 +16,8 @@ __all__ = ["elsewhere", "require_private"]
 def elsewhere(recipe: Recipe) -> str | None:
     """The address of the first teacher that is a server on another machine, or None."""
     for teacher in recipe.teachers:
-        if teacher.url is not None:
-            host = endpoint_of(teacher).host
-            try:
-                is_here = ip_address(host).is_loopback
-            except ValueError:
-                is_here = host == "localhost"
-            if not is_here:
-                return teacher.url
+        if teacher.url is not None and not endpoint_of(teacher).is_here:
+            return teacher.url
     return None
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from ..errors import InvalidInput, Unsafe
 from ..recipe import TeacherSettings
 
-__all__ = ["Endpoint", "Resolver", "endpoint_of", "refuse_address", "resolve"]
+__all__ = ["Endpoint", "Resolver", "endpoint_of", "refuse_address", "refuse_endpoint", "resolve"]
 
 Resolver = Callable[[str, int], Sequence[str]]
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -50,6 +50,12 @@ class Endpoint:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this machine, as far as its address tells: no name is looked up."""
+        address = _address(self.host)
+        return self.host == "localhost" if address is None else address.is_loopback
+
     def at(self, address: str) -> str:
         """The URL with an address in the place of the name."""
         return f"{self.scheme}://{f'[{address}]' if ':' in address else address}:{self.port}{self.path}"
@@ -81,6 +87,21 @@ def resolve(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
+def refuse_endpoint(endpoint: Endpoint) -> None:
+    """Raise Unsafe where a server may not be asked, as far as its address tells: nothing is connected to.
+
+    >>> refuse_endpoint(Endpoint("http", "a.example", 80, "/v1", plain_http=True))
+    """
+    address = "127.0.0.1" if endpoint.is_here else endpoint.host
+    if _address(address) is not None:
+        refuse_address(endpoint, address)
+    elif endpoint.scheme == "http" and not endpoint.plain_http:  # what a name stands for is looked at when it is used
+        raise Unsafe(
+            f"teacher.url: plain http to {endpoint.host} would send prompts and key in the clear",
+            "Write https, or set teacher.plain_http = true in a network you trust.",
+        )
+
+
 def refuse_address(endpoint: Endpoint, address: str) -> None:
     """Raise Unsafe where an address may not be connected to.
 
@@ -103,6 +124,14 @@ def refuse_address(endpoint: Endpoint, address: str) -> None:
             f"{where}, another machine; plain http would send prompts and key in the clear",
             "Write https, or set teacher.plain_http = true in a network you trust.",
         )
+
+
+def _address(host: str) -> IpAddress | None:
+    """The address that a host is written as, or None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
 
 
 def _embedded(address: IpAddress) -> IpAddress:
