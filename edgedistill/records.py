@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "Prompt",
     "Tool",
     "ToolCall",
+    "Wanted",
     "chat_row",
     "common_length",
     "digest",
@@ -105,6 +106,10 @@ class Prompt:
     def text(self) -> str:
         """The words of all turns, for comparing prompts with each other."""
         return "\n".join(message.content for message in self.messages)
+
+
+Wanted = Callable[[Prompt], Sequence[int]]
+"""The numbers of those samples of the answers to a prompt that are wanted, rising."""
 
 
 @dataclass(frozen=True, slots=True)

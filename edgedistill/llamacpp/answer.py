@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
-from ..records import Completion, Example, Message, Prompt, Tool, common_length, prompt_seed
+from ..records import Completion, Example, Message, Prompt, Tool, Wanted, common_length, prompt_seed
 from .branches import AnswerTrie, BranchEngine, BranchSettings, Ranked
 from .context import FlashAttention
 from .engine import BatchEngine, EngineSettings
@@ -160,13 +160,22 @@ class Answerer:
         return Request(prompt.id, shared, tokens, replace(sampling, seed=prompt_seed(sampling.seed, prompt.id)))
 
     def complete(
-        self, prompts: Iterable[Prompt], sampling: Sampling, slots: int = 0, jump: bool = True
+        self,
+        prompts: Iterable[Prompt],
+        sampling: Sampling,
+        slots: int = 0,
+        jump: bool = True,
+        wanted: Wanted | None = None,
     ) -> Generator[Completion, None, None]:
-        """Yield the completions of each prompt, in the order they finish; `jump` as in EngineSettings.
+        """Yield the completions of each prompt, or those that are wanted, in the order they finish.
 
-        Prompts are taken as there is room for them. `slots` are answered at a time; 0 finds the best number.
+        Prompts are taken as there is room for them. `slots` are answered at a time; 0 finds the best number. `jump` is
+        as in EngineSettings.
         """
         requests = (self.request(prompt, sampling) for prompt in prompts)
+        if wanted is not None:
+            asked = ((self.request(prompt, sampling), wanted(prompt)) for prompt in prompts)
+            requests = (part for request, numbers in asked for part in request.only(numbers))
         yield from self._run(requests, jump, slots)
 
     def rank(self, prompts: Iterable[Prompt], trie: AnswerTrie, floor: float = 0.0) -> Generator[Ranked, None, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 
@@ -35,6 +35,12 @@ class Request:
     def cells(self) -> int:
         """The most cells that one answer to it fills, the shared prefix apart."""
         return len(self.tokens) + (len(self.given) or self.sampling.max_tokens)
+
+    def only(self, samples: Sequence[int]) -> Iterator[Request]:
+        """Requests for some samples, of rising numbers: one for each run of numbers without a gap."""
+        for _, run in groupby(enumerate(samples), lambda one: one[1] - one[0]):
+            numbers = [number for _, number in run]
+            yield replace(self, first_sample=numbers[0], sampling=replace(self.sampling, samples=len(numbers)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +92,5 @@ def longest_first(requests: Iterable[Request], slots: int) -> Iterator[Request]:
         for request in window:
             for first in range(0, request.sampling.samples, slots):
                 samples = min(slots, request.sampling.samples - first)
-                yield replace(request, first_sample=first, sampling=replace(request.sampling, samples=samples))
+                sampling = replace(request.sampling, samples=samples)
+                yield replace(request, first_sample=request.first_sample + first, sampling=sampling)

@@ -129,6 +129,11 @@ class Asking:
                 answers.close()  # before the teacher is: what outlives its weights reads freed memory
             self.store.mark(name, self._mark, durable=self.is_paid)
 
+    def missing(self, prompt: Prompt) -> list[int]:
+        """The numbers of the samples that are not there, of a prompt that the teacher has been given."""
+        one = self.open[prompt.id]
+        return [number for number, key in enumerate(one.keys) if key in one.missing]
+
     def _unanswered(self, one: Pass) -> Iterator[Prompt]:
         """The prompts of a pass that lack an answer, read and looked up as they are needed."""
         source = placed_prompts(self.source.path, self._mark.place)

@@ -99,7 +99,7 @@ def conversed(
 ) -> Generator[Completion, None, None]:
     """Yield each prompt's last answers, in the order they come; those before them are kept on the way.
 
-    Of `asks`, the first yields all samples of prompts with one question, the second one answer to each prompt. Prompts
+    Of `asks`, the first yields the samples of prompts with one question, the second one answer to each prompt. Prompts
     with one question are passed on as they are needed. `names` gets the prompt id for each name that a question of a
     longer conversation is asked under.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import EdgeDistillError, InvalidInput, Stopped
 from ..recipe import Recipe, TeachSettings
-from ..records import Completion, Example, Message, Prompt, Tool, digest, iter_prompts
+from ..records import Completion, Example, Message, Prompt, Tool, Wanted, digest, iter_prompts
 from ..run import Progress, Run, file_sha256
 from ..schema import load_schema
 from ..store import Store
@@ -126,10 +126,12 @@ class _Loaded:
             self._teacher = load_teacher(self._task)
         return self._teacher
 
-    def complete(self, prompts: Iterator[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
+    def complete(
+        self, prompts: Iterator[Prompt], settings: TeachSettings, seed: int, wanted: Wanted | None = None
+    ) -> Iterator[Completion]:
         """The teacher's completions; that some prompts got none is kept for `settle`."""
         try:
-            yield from self.get().complete(prompts, settings, seed)
+            yield from self.get().complete(prompts, settings, seed, wanted)
         except EdgeDistillError as error:
             if isinstance(error, Stopped) or not self.note():
                 raise
@@ -185,8 +187,8 @@ def _ask(recipe: Recipe, task: TeacherTask, work: tuple[Asking, GivenAnswers | N
 
     def complete(prompts: Iterator[Prompt]) -> Iterator[Completion]:
         one = settings.model_copy(update={"samples": 1})
-        all_samples, one_each = (partial(teacher.complete, settings=how, seed=recipe.seed) for how in (settings, one))
-        asks = (all_samples, one_each)
+        missing = partial(teacher.complete, settings=settings, seed=recipe.seed, wanted=asking.missing)
+        asks = (missing, partial(teacher.complete, settings=one, seed=recipe.seed))
         yield from conversed(prompts, settings.samples, asks, _Answered(asking), teacher.names)
         teacher.settle()
 

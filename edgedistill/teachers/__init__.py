@@ -13,7 +13,7 @@ from ..chat import with_system
 from ..errors import InvalidInput, MissingRequirement
 from ..models import Format
 from ..recipe import Recipe, TeacherSettings, TeachSettings
-from ..records import Completion, Example, Message, Prompt, Tool, messages_of, read_rows
+from ..records import Completion, Example, Message, Prompt, Tool, Wanted, messages_of, read_rows
 
 __all__ = ["BACKENDS", "Backend", "Teacher", "TeacherTask", "load_teacher", "preamble", "require_teacher"]
 
@@ -60,8 +60,10 @@ class TeacherTask:
 class Teacher(Protocol):
     """A model that answers prompts."""
 
-    def complete(self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
-        """Yield `settings.samples` completions per prompt, in the order they finish.
+    def complete(
+        self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int, wanted: Wanted | None = None
+    ) -> Iterator[Completion]:
+        """Yield `settings.samples` completions per prompt, or those that are wanted, in the order they finish.
 
         Prompts are taken as there is room for them, so that they may be many. Batching is the backend's own affair.
         A prompt that gets no answer raises; an empty completion never stands for a failure.

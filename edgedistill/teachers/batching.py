@@ -21,7 +21,7 @@ __all__ = ["Answer", "Request", "answered"]
 class Request:
     """One text: the tokens that come after the prefix, and how to go on, or how it goes on.
 
-    The samples of a prompt come one after another, from 0 to `sampling.samples`: their prompt is decoded once.
+    The samples of a prompt come one after another: their prompt is decoded once.
     `given` are the tokens of an answer that is there already, with the one that ends it: it is only looked at.
     """
 
@@ -29,6 +29,8 @@ class Request:
     tokens: Sequence[int]
     sampling: Sampling
     sample: int = 0
+    edges: tuple[bool, bool] = (True, True)
+    """Whether it is the first, and the last, of its prompt's samples that are wanted."""
     given: Sequence[int] = ()
     text: str = ""
     """What the given tokens say."""
@@ -101,7 +103,7 @@ class _Batch:
     def admit(self, number: int, request: Request) -> None:
         """Take up a request."""
         sampling, given = request.sampling, request.given
-        decoded = self._decode_once(number, request) if sampling.samples > 1 else None
+        decoded = None if all(request.edges) else self._decode_once(number, request)
         slot = self.slots[number] = _Slot(
             request=request,
             state=self._grammar.begin() if self._grammar and not given else None,
@@ -120,10 +122,11 @@ class _Batch:
 
     def _decode_once(self, number: int, request: Request) -> NDArray[np.float32] | None:
         """Make a slot hold the prompt of a request, which all its samples have in common; the logits behind it."""
-        if request.sample == 0:
+        first, last = request.edges
+        if first:
             self._behind_root = feed(self._decoder, {self._root: Chunk(request.tokens)})[self._root][0]
         self._decoder.fork(self._root, [number])
-        if request.sample == request.sampling.samples - 1:
+        if last:
             self._decoder.free([self._root])
         return self._behind_root
 

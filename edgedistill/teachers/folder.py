@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ..errors import InvalidInput
 from ..llamacpp.grammar import Grammar
 from ..llamacpp.sampling import Sampling
 from ..recipe import TeachSettings
-from ..records import Completion, Example, Prompt, prompt_seed
+from ..records import Completion, Example, Prompt, Wanted, prompt_seed
 from ..schema import kept_answers
 from ..targets import CaptureSettings
 from . import TeacherTask
@@ -49,8 +49,10 @@ class FolderTeacher:
         self._give_back = give_back
         self._loaded: _Loaded | None = None
 
-    def complete(self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
-        """Yield `settings.samples` completions per prompt, in the order they finish."""
+    def complete(
+        self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int, wanted: Wanted | None = None
+    ) -> Iterator[Completion]:
+        """Yield `settings.samples` completions per prompt, or those that are wanted, in the order they finish."""
         loaded, slots = self._load(), settings.slots or SLOTS
         answers = kept_answers(self._task.schema, settings)
         if answers is not None:
@@ -58,7 +60,8 @@ class FolderTeacher:
             weigher = Weigher(loaded.decoder, loaded.prefix, answers, ends, floor)
             yield from weigher.completions(prompts, slots)
         else:
-            yield from self._answers(self._requests(prompts, settings, seed), slots, loaded.grammar)
+            asked = ((prompt, wanted(prompt) if wanted else range(settings.samples)) for prompt in prompts)
+            yield from self._answers(self._requests(asked, settings, seed), slots, loaded.grammar)
 
     def score(self, examples: Iterable[Example], settings: TeachSettings, seed: int) -> Iterator[Completion]:
         """Yield each example's answer with the distribution at its tokens and at the one that ends it."""
@@ -82,7 +85,9 @@ class FolderTeacher:
             self._loaded = _Loaded(decoder, vocabulary, prefix, grammar)
         return self._loaded
 
-    def _requests(self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int) -> Iterator[Request]:
+    def _requests(
+        self, asked: Iterable[tuple[Prompt, Sequence[int]]], settings: TeachSettings, seed: int
+    ) -> Iterator[Request]:
         loaded = self._load()
         sampling = Sampling(
             settings.max_tokens,
@@ -90,15 +95,15 @@ class FolderTeacher:
             settings.top_p,
             top_k=settings.top_k,
             min_p=settings.min_p,
-            samples=settings.samples,
             capture=_capture(settings) if settings.targets != "none" else None,
         )
-        for prompt in prompts:
+        for prompt, samples in asked:
             loaded.prefix.require_tools(prompt.tools)
             tokens = loaded.prefix.prompt(prompt.messages)
             must_fit(loaded.decoder, len(loaded.prefix.tokens) + len(tokens) + settings.max_tokens)
-            for sample in range(settings.samples):
-                yield Request(prompt.id, tokens, replace(sampling, seed=prompt_seed(seed, prompt.id, sample)), sample)
+            for sample in samples:
+                own = replace(sampling, seed=prompt_seed(seed, prompt.id, sample))
+                yield Request(prompt.id, tokens, own, sample, (sample == samples[0], sample == samples[-1]))
 
     def _given(self, examples: Iterable[Example], settings: TeachSettings, seed: int) -> Iterator[Request]:
         loaded = self._load()

@@ -11,7 +11,7 @@ from ..llamacpp.prefix import PrefixCache
 from ..llamacpp.sampling import Sampling
 from ..models import cache_root
 from ..recipe import TeachSettings
-from ..records import Completion, Example, Prompt
+from ..records import Completion, Example, Prompt, Wanted
 from ..run import cores
 from ..schema import kept_answers
 from ..targets import CaptureSettings
@@ -27,14 +27,17 @@ class LlamaTeacher:
         self._task = task
         self._answerer: Answerer | None = None
 
-    def complete(self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
-        """Yield the completions of each prompt, in the order they finish."""
+    def complete(
+        self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int, wanted: Wanted | None = None
+    ) -> Iterator[Completion]:
+        """Yield the completions of each prompt, or those that are wanted, in the order they finish."""
         answerer = self._open(settings)
         answers = kept_answers(self._task.schema, settings)
         if answers is not None:
             yield from _ranked(answerer, prompts, answers, settings.closed_floor)
             return
-        with closing(answerer.complete(prompts, _sampling(settings, seed), settings.slots)) as completions:
+        sampling, slots = _sampling(settings, seed), settings.slots
+        with closing(answerer.complete(prompts, sampling, slots, wanted=wanted)) as completions:
             yield from completions
 
     def score(self, examples: Iterable[Example], settings: TeachSettings, seed: int) -> Iterator[Completion]:

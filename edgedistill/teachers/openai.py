@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..errors import EdgeDistillError, InvalidInput, MissingRequirement
 from ..recipe import TeacherSettings, TeachSettings
-from ..records import Completion, Example, Prompt, prompt_seed
+from ..records import Completion, Example, Prompt, Wanted, prompt_seed
 from ..schema import schema_validator
 from . import TeacherTask
 from .address import Resolver, endpoint_of, resolve
@@ -48,9 +48,9 @@ class OpenaiTeacher:
         self._prompts = 0
 
     def complete(
-        self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int
+        self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int, wanted: Wanted | None = None
     ) -> Generator[Completion, None, None]:
-        """Yield `settings.samples` completions per prompt, in the order they finish.
+        """Yield `settings.samples` completions per prompt, or those that are wanted, in the order they finish.
 
         Raises EdgeDistillError at the end where prompts got no answer: they are in `failures`, and all others were
         yielded. Raises Stopped where the server is away, or answers as another model.
@@ -60,7 +60,7 @@ class OpenaiTeacher:
                 "a server's API does not tell whole distributions, which teach.targets needs",
                 'Use a local teacher, or set teach.targets = "none".',
             )
-        return self._complete(prompts, settings, seed)
+        return self._complete(self._rows(prompts, wanted or (lambda _: range(settings.samples))), settings, seed)
 
     def score(self, examples: Iterable[Example], settings: TeachSettings, seed: int) -> Iterator[Completion]:
         """Raise MissingRequirement: no server tells this."""
@@ -74,15 +74,13 @@ class OpenaiTeacher:
             self._asker.stop()
             self._asker = None
 
-    def _complete(
-        self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int
-    ) -> Generator[Completion, None, None]:
+    def _complete(self, rows: Iterator[Row], settings: TeachSettings, seed: int) -> Generator[Completion, None, None]:
         self.close()
         self.failures, self._prompts = {}, 0
         most = min(settings.slots or self._limits.in_flight, self._limits.in_flight)
         asker = Asker(lambda: self._session(settings, seed), Pace(self._limits, most), self._limits, most)
         self._asker = asker
-        for row, result in asker.results(self._rows(prompts, settings.samples)):
+        for row, result in asker.results(rows):
             if isinstance(result, Failure):
                 self.failures[row.prompt.id] = result.reason
                 continue
@@ -102,10 +100,10 @@ class OpenaiTeacher:
                 "Run the same command again: only these are asked.",
             )
 
-    def _rows(self, prompts: Iterable[Prompt], samples: int) -> Iterator[Row]:
+    def _rows(self, prompts: Iterable[Prompt], wanted: Wanted) -> Iterator[Row]:
         for prompt in prompts:
             self._prompts += 1
-            for sample in range(samples):
+            for sample in wanted(prompt):
                 yield Row(prompt, sample)
 
     @asynccontextmanager

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from edgedistill import teachers
 from edgedistill.recipe import Recipe, TeacherSettings, TeachSettings, load_recipe
-from edgedistill.records import Completion, Example, Prompt
+from edgedistill.records import Completion, Example, Prompt, Wanted
 from edgedistill.run import Run
 
 RECIPE = """
@@ -41,7 +41,9 @@ class FakeTeacher:
     def __init__(self, speak: Speak) -> None:
         self._speak = speak
 
-    def complete(self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
+    def complete(
+        self, prompts: Iterable[Prompt], settings: TeachSettings, seed: int, wanted: Wanted | None = None
+    ) -> Iterator[Completion]:
         return self._speak(prompts)
 
     def score(self, examples: Iterable[Example], settings: TeachSettings, seed: int) -> Iterator[Completion]:
