@@ -188,3 +188,9 @@ def fill(folder: Path) -> Path:
             except OSError:
                 continue
     return path
+
+
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Finished:
+    """The whole run in a folder of the test's own."""
+    return finished.copied(tmp_path)

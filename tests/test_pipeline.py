@@ -21,13 +21,6 @@ from edgedistill.records import read_rows
 from edgedistill.run import Run
 from edgedistill.stages.package import Rejected, verify
 
-
-@pytest.fixture
-def copy(finished: Finished, tmp_path: Path) -> Finished:
-    """A finished run of one's own."""
-    return finished.copied(tmp_path)
-
-
 # -- once
 
 
