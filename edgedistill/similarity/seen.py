@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..run import no_room
-from .sketches import TEXT, Sketcher, Sketches, as_bytes, most_differing
+from .sketches import TEXT, Sketcher, Sketches, as_bytes, most_differing, near
 from .words import jaccard, shingles_of
 
 __all__ = ["SimilarTexts", "Twin", "in_blocks"]
@@ -63,11 +63,12 @@ class SimilarTexts:
 
     Of two texts at least as similar as the threshold (Jaccard of character 4-grams), the earlier is the other's twin.
     `sample` are some thousand texts from all over what will come; the search is slower without, its results the same.
+    Where the same texts are looked up in several, these share a sketcher, and texts are given as sketches.
     """
 
-    def __init__(self, threshold: float, where: Path, sample: Iterable[str] = ()) -> None:
+    def __init__(self, threshold: float, where: Path, sample: Iterable[str] | Sketcher = ()) -> None:
         self._threshold = threshold
-        self._sketcher = Sketcher(threshold, sample)
+        self._sketcher = sample if isinstance(sample, Sketcher) else Sketcher(sample)
         self._count = self._written = 0
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="similar.partial-", dir=where))
@@ -94,11 +95,11 @@ class SimilarTexts:
 
         Raises Stopped where the disk is full.
         """
-        self._append(self._sketcher.sketch([text for _, text in rows]), range(len(rows)), [name for name, _ in rows])
+        self._append(self._sketches([text for _, text in rows]), [name for name, _ in rows])
 
-    def twins(self, texts: Sequence[str]) -> list[Twin | None]:
+    def twins(self, texts: Sequence[str] | Sketches) -> list[Twin | None]:
         """For each text the first that was added of the same words, else the first that is similar, else None."""
-        sketches = self._sketcher.sketch(texts)
+        sketches = texts if isinstance(texts, Sketches) else self._sketches(texts)
         candidates = self._candidates(sketches)
         return [self._earlier_twin(words, candidates[row]) for row, words in enumerate(sketches.words)]
 
@@ -107,33 +108,36 @@ class SimilarTexts:
 
         Raises Stopped where the disk is full.
         """
-        sketches = self._sketcher.sketch([text for _, text in rows])
+        return self.screen_sketches([name for name, _ in rows], self._sketches([text for _, text in rows]))
+
+    def screen_sketches(self, names: Sequence[str], sketches: Sketches) -> list[Twin | None]:
+        """The same for texts of which there are sketches, with their ids."""
         candidates = self._candidates(sketches)
         block = _Block(sketches, self._threshold)
         found: list[Twin | None] = []
         for row, words in enumerate(sketches.words):
             twin = self._earlier_twin(words, candidates[row])
             if twin is None and (other := block.twin(row)) is not None:
-                twin = Twin(rows[other][0], sketches.words[other] == words)
+                twin = Twin(names[other], sketches.words[other] == words)
             if twin is None:
                 block.add(row)
             found.append(twin)
-        self._append(sketches, block.rows, [rows[row][0] for row in block.rows])
+        self._append(sketches.chosen(block.rows), [names[row] for row in block.rows])
         return found
 
-    def _append(self, sketches: Sketches, rows: Sequence[int], names: list[str]) -> None:
-        """Write what is known of these of the texts."""
-        chosen = np.zeros(len(sketches), dtype=np.bool_)
-        chosen[list(rows)] = True
-        texts = sketches.texts[chosen]
-        words = [as_bytes(f"{name}\n{sketches.words[row]}") for row, name in zip(rows, names, strict=True)]
+    def _sketches(self, texts: Sequence[str]) -> Sketches:
+        return self._sketcher.sketch(texts, self._threshold)[0]
+
+    def _append(self, sketches: Sketches, names: list[str]) -> None:
+        """Write what is known of texts."""
+        texts = sketches.texts.copy()
+        words = [as_bytes(f"{name}\n{text}") for name, text in zip(names, sketches.words, strict=True)]
         lengths = np.array([len(data) for data in words], dtype=np.uint64)
         texts["length"] = lengths
         texts["start"] = self._written + np.cumsum(lengths) - lengths
-        keys = sketches.keys[np.repeat(chosen, sketches.texts["keys"])]
         try:
             for file, data in (
-                (self._keys, keys.tobytes()),
+                (self._keys, sketches.keys.tobytes()),
                 (self._texts, texts.tobytes()),
                 (self._words, b"".join(words)),
             ):
@@ -157,7 +161,7 @@ class SimilarTexts:
             texts = np.fromfile(self._texts, dtype=TEXT, count=min(READ, self._count - first))
             keys = np.fromfile(self._keys, dtype=np.uint64, count=int(texts["keys"].sum()))
             for pairs in index.pairs(keys, texts["keys"]):
-                mine, theirs = self._sketcher.near(sketches.texts, texts, pairs)
+                mine, theirs = near(sketches.texts, texts, pairs, self._threshold)
                 differs = texts["exact"][theirs] != sketches.texts["exact"][mine]
                 columns = differs, theirs + first, texts["start"][theirs], texts["length"][theirs]
                 for row, *one in zip(mine.tolist(), *(column.tolist() for column in columns), strict=True):
@@ -179,33 +183,45 @@ class _Block:
 
     def __init__(self, sketches: Sketches, threshold: float) -> None:
         self.rows: list[int] = []
-        self._words, self._keys_of_all, self._threshold = sketches.words, sketches.keys, threshold
-        self._ends: list[int] = np.cumsum(sketches.texts["keys"]).tolist()
+        self._words, self._threshold = sketches.words, threshold
         self._sizes: list[int] = sketches.texts["size"].tolist()
         self._bitmaps = [int.from_bytes(bitmap.tobytes(), "little") for bitmap in sketches.texts["bitmap"]]
+        self._keys = _shared_keys(sketches)
         self._kept: dict[int, list[int]] = {}
 
     def twin(self, row: int) -> int | None:
         """The first text kept that is similar to this one."""
         kept = self._kept
-        candidates = {other for key in self._keys(row) if key in kept for other in kept[key]}
-        near = [other for other in candidates if self._may_be_near(row, other)]
-        mine = shingles_of(self._words[row]) if near else set()
-        similar = (one for one in sorted(near) if jaccard(mine, shingles_of(self._words[one])) >= self._threshold)
+        candidates = {other for key in self._keys[row] if key in kept for other in kept[key]}
+        near_it = sorted(self._near(row, candidates)) if candidates else []
+        mine = shingles_of(self._words[row]) if near_it else set()
+        similar = (one for one in near_it if jaccard(mine, shingles_of(self._words[one])) >= self._threshold)
         return next(similar, None)
 
-    def _may_be_near(self, row: int, other: int) -> bool:
-        differing = (self._bitmaps[row] ^ self._bitmaps[other]).bit_count()
-        return differing <= most_differing(self._sizes[row] + self._sizes[other], self._threshold)
+    def _near(self, row: int, candidates: set[int]) -> Iterator[int]:
+        """Those of other texts that may be as similar as the threshold."""
+        size, bitmap, sizes, bitmaps = self._sizes[row], self._bitmaps[row], self._sizes, self._bitmaps
+        for other in candidates:
+            if (bitmap ^ bitmaps[other]).bit_count() <= most_differing(size + sizes[other], self._threshold):
+                yield other
 
     def add(self, row: int) -> None:
         self.rows.append(row)
-        for key in self._keys(row):
+        for key in self._keys[row]:
             self._kept.setdefault(key, []).append(row)
 
-    def _keys(self, row: int) -> list[int]:
-        keys: list[int] = self._keys_of_all[self._ends[row - 1] if row else 0 : self._ends[row]].tolist()
-        return keys
+
+def _shared_keys(sketches: Sketches) -> list[list[int]]:
+    """By text, those of its keys that another text of the block has too: most have none."""
+    order = np.argsort(sketches.keys)
+    ordered = sketches.keys[order]
+    is_same = ordered[1:] == ordered[:-1]
+    is_shared = np.zeros(len(ordered), dtype=np.bool_)
+    is_shared[order[1:][is_same]] = is_shared[order[:-1][is_same]] = True
+    owners = np.repeat(np.arange(len(sketches)), sketches.texts["keys"])[is_shared]
+    ends: list[int] = np.cumsum(np.bincount(owners, minlength=len(sketches))).tolist()
+    keys: list[int] = sketches.keys[is_shared].tolist()
+    return [keys[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class _KeyIndex:

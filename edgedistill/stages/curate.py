@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from ..records import Message, Prompt, chat_row, iter_prompts, json_lines, sample_of
 from ..run import Progress, Run, cores, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
-from ..similarity import SimilarTexts, in_blocks
+from ..similarity import SimilarTexts, Sketcher, in_blocks
 from .combine import Answered, combined, verified
 from .dialogue import woven
 from .keys import AnswerKeys
@@ -89,9 +89,11 @@ class _Screen:
         self._settings = recipe.curate
         self._folder = recipe.path.parent
         self._is_valid = schema_validator(load_schema(recipe))
-        sample = sample_of(prompts_file(run), SAMPLED)
-        self._seen = stack.enter_context(SimilarTexts(recipe.curate.near_duplicate, out, sample))
-        self._eval = stack.enter_context(SimilarTexts(recipe.curate.eval_overlap, out, sample))
+        self._sketcher = Sketcher(sample_of(prompts_file(run), SAMPLED))
+        self._seen, self._eval = (
+            stack.enter_context(SimilarTexts(threshold, out, self._sketcher))
+            for threshold in (recipe.curate.near_duplicate, recipe.curate.eval_overlap)
+        )
         for path in recipe.files("evaluate").values():
             for block in in_blocks(iter_prompts(path), lambda prompt: prompt.text):
                 self._eval.add([(prompt.id, prompt.text) for prompt in block])
@@ -102,12 +104,17 @@ class _Screen:
         if self._settings.verifier is not None and self._settings.combine != "best":
             self._verify(rows, found)
         good = [number for number, verdict in enumerate(found) if isinstance(verdict, list)]
-        for number, twin in zip(good, self._eval.twins([rows[number][0].text for number in good]), strict=True):
-            if twin is not None:
-                found[number] = {"reason": "overlap with eval", "of": twin.id}
-        good = [number for number in good if isinstance(found[number], list)]
-        named = [(rows[number][0].id, rows[number][0].text) for number in good]
-        for number, twin in zip(good, self._seen.screen(named), strict=True):
+        thresholds = self._settings.near_duplicate, self._settings.eval_overlap
+        seen, held_out = self._sketcher.sketch([rows[number][0].text for number in good], *thresholds)
+        new = []
+        for place, twin in enumerate(self._eval.twins(held_out)):
+            if twin is None:
+                new.append(place)
+            else:
+                found[good[place]] = {"reason": "overlap with eval", "of": twin.id}
+        good = [good[place] for place in new]
+        names = [rows[number][0].id for number in good]
+        for number, twin in zip(good, self._seen.screen_sketches(names, seen.chosen(new)), strict=True):
             if twin is not None:
                 reason = "exact duplicate" if twin.is_exact else "near duplicate"
                 found[number] = {"reason": reason, "of": twin.id}
