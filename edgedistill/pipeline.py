@@ -23,6 +23,7 @@ from .stages import STAGES, Stage
 from .stages.judging import judge_teacher
 from .stages.package import Rejected
 from .stages.prompt_source import scrubs
+from .stages.rating import rating_teacher
 from .stages.synthesis import written_by
 from .teachers.identity import fetch_teacher, identify_teacher
 
@@ -84,6 +85,8 @@ def models_of(recipe: Recipe, run: Run, table: str) -> list[str | None]:
         return [identify_teacher(recipe, teacher, run.offline).sha256 for teacher in recipe.teachers]
     if table == "student":
         return [identify(recipe.reference("student"), STUDENT, run.offline).sha256]
+    if table == "curate" and recipe.curate.judge is not None:
+        return [identify_teacher(recipe, rating_teacher(recipe), run.offline).sha256]
     if table == "evaluate" and recipe.evaluate.judge is not None:
         return [identify_teacher(recipe, judge_teacher(recipe), run.offline).sha256]
     return []
@@ -116,7 +119,8 @@ def fetch_unknown(recipe: Recipe, run: Run, progress: Progress, only: str | None
     """Fetch each model whose content is known only once it is here, so that no key changes under way."""
     tables = {table for stage in STAGES[: NAMES.index(only or NAMES[-1]) + 1] for table in stage.reads}
     tables |= {"teachers"} if recipe.prompts.synthesize is not None else set()
-    for teacher in recipe.teachers if "teachers" in tables else ():
+    judges = [rating_teacher(recipe)] if "curate" in tables and recipe.curate.judge is not None else []
+    for teacher in (*(recipe.teachers if "teachers" in tables else ()), *judges):
         if identify_teacher(recipe, teacher, run.offline).sha256 is None:
             fetch_teacher(recipe, teacher, run.offline, progress)
     if "student" in tables and identify(recipe.reference("student"), STUDENT, run.offline).sha256 is None:

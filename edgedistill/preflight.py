@@ -23,6 +23,7 @@ from .records import Example, Message, Prompt, read_prompts
 from .report.statistics import fewest_rows
 from .run import Run
 from .schema import closed_answers, kept_answers, load_schema, schema_validator
+from .stages.again import noise_plan
 from .stages.calibration import asks_calibration, require_odds
 from .stages.combine import verifier_command
 from .stages.dialogue import parts, woven
@@ -37,6 +38,7 @@ from .stages.privacy import require_private
 from .stages.prompt_source import longest_source_prompt
 from .stages.quantizing import require_quantizable
 from .stages.questions import require_prompts
+from .stages.rating import chooses, rating_teacher
 from .stages.room import GIGABYTE, require_disk, require_memory, target_bytes
 from .stages.sandbox import confinement, scorer_command
 from .stages.scorers import require_expected
@@ -117,7 +119,7 @@ def _several(recipe: Recipe, run: Run) -> str:
         "vote": f"a vote on {'whole answers' if settings.vote_by == 'answer' else 'each field'}"
         + (f", at least {settings.agreement:g} of the votes" if settings.agreement else ""),
         "agree": "kept where all are equal",
-        "best": "the best" if has_verifier else "the first valid one",
+        "best": "the best" if has_verifier else "the judge's choice" if chooses(recipe) else "the first valid one",
         "union": "every different one is kept",
     }
     of = f" of each of {len(recipe.teachers)} teachers" if len(recipe.teachers) > 1 else ""
@@ -176,12 +178,25 @@ def _scorer(recipe: Recipe, run: Run) -> str:
     if settings.scorer == "command":
         return f"{' '.join(scorer_command(recipe))}: {confinement()}"
     if settings.scorer == "judge":
-        judge = judge_teacher(recipe)
-        require_teacher(judge)
-        if judge.url is not None:
-            return f"a judge, {_server(judge, run)}"
-        return f"a judge, {_model(recipe.located(judge), identify_teacher(recipe, judge, run.offline), run)}"
+        return f"a judge, {_asked(recipe, judge_teacher(recipe), run)}"
     return settings.scorer
+
+
+def _judge(recipe: Recipe, run: Run) -> str:
+    """Whether the judge of curate can be asked."""
+    judge = recipe.curate.judge
+    if judge is None:
+        return "none"
+    takes = ", the best is taken" if chooses(recipe) else ""
+    return f"{_asked(recipe, rating_teacher(recipe), run)}; an answer must be worth {judge.least:g}{takes}"
+
+
+def _asked(recipe: Recipe, teacher: TeacherSettings, run: Run) -> str:
+    """A model that is asked, as found."""
+    require_teacher(teacher)
+    if teacher.url is not None:
+        return _server(teacher, run)
+    return _model(recipe.located(teacher), identify_teacher(recipe, teacher, run.offline), run)
 
 
 def _expected(recipe: Recipe, prompt: Prompt, is_valid: Callable[[object], bool] | None, where: str) -> None:
@@ -217,12 +232,7 @@ def _licences(recipe: Recipe, run: Run) -> str:
 
 def _models(recipe: Recipe, run: Run) -> str:
     student = recipe.reference("student")
-    found = [
-        _server(teacher, run)
-        if teacher.url is not None
-        else _model(recipe.located(teacher), identify_teacher(recipe, teacher, run.offline), run)
-        for teacher in recipe.teachers
-    ]
+    found = [_asked(recipe, teacher, run) for teacher in recipe.teachers]
     return ", ".join([*found, _model(student, identify(student, ("hf", "gguf"), run.offline), run)])
 
 
@@ -302,6 +312,8 @@ REQUIREMENTS: dict[str, Requirement] = {
     "scorer": _scorer,
     "backends": _backends,
     "answers": _several,
+    "judge": _judge,
+    "wrong labels": noise_plan,
     "languages": require_languages,
     "targets": _targets,
     "loss": _loss,

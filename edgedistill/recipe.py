@@ -25,19 +25,8 @@ from .errors import InvalidInput
 from .explain import explained, refuse_secrets
 from .learning import StudentSettings, TrainSettings
 from .prompting import PromptsSettings
-from .tables import FILE, LATER, Count, Price, RecipeFile, Share, Table
-
-# the rules of `curation.rules` that a recipe may do without
-Rule = Literal[
-    "schema",
-    "refusal",
-    "repetition",
-    "special tokens",
-    "invisible characters",
-    "secret",
-    "personal data",
-    "wrong language",
-]
+from .tables import FILE, LATER, Count, Price, RecipeFile, Table
+from .vetting import CurateSettings
 
 __all__ = [
     "AcceptSettings",
@@ -132,49 +121,6 @@ class TeachSettings(Table):
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples > 1 need a temperature above 0")
         return self
-
-
-class CurateSettings(Table):
-    """Which answers are worth learning."""
-
-    combine: Literal["vote", "agree", "best", "union"] = "vote"
-    """What becomes of several answers (samples, teachers): the most frequent, only where all agree, the best by
-    `verifier` or schema, or every different one."""
-    vote_by: Literal["answer", "field"] = "answer"
-    """Whether a vote is on whole answers, or on each field of a JSON object."""
-    agreement: Share = 0.0
-    """For `vote`: the least share of the votes that an answer needs."""
-    confidence: Share = 0.0
-    """For closed answers: the least probability that the teacher gives its answer."""
-    verifier: tuple[str, ...] | None = None
-    """A command that reads {"messages", "answer"} as JSON and prints a score or `false`; no shell is involved. With
-    `best` it chooses; otherwise it passes what was chosen."""
-    verifier_seconds: Annotated[StrictFloat, Field(gt=0.0), LATER] = 10.0
-    """... for at most so long an answer ..."""
-    verifier_memory_mb: Annotated[StrictInt, Field(ge=64), LATER] = 2048
-    """... in so much memory."""
-    near_duplicate: Share = 0.85
-    """As prompts.near_duplicate; lower, so that a stricter screen does not cost the teacher's answers."""
-    eval_overlap: Share = 0.8
-    """Prompts at least this similar to one of the eval set are kept out of training."""
-    valid_share: Annotated[StrictFloat, Field(ge=0.0, lt=1.0)] = 0.05
-    """Share of the kept rows that measures the loss during training, picked by hash."""
-    refusals: tuple[str, ...] = ("i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai")
-    """Beginnings that mark an answer as a refusal, in lower case."""
-    repetition: Annotated[Share, LATER] = 0.12
-    """An answer that compresses to less than this share of its bytes says the same over and over; 0 does not look."""
-    languages: Annotated[tuple[str, ...], LATER] = ()
-    """ISO 639-1 codes of the languages that answers may be in; empty does not look."""
-    allow: Annotated[tuple[Literal["e-mail", "IBAN", "card", "phone"], ...], LATER] = ()
-    """Kinds of personal data that answers may hold although the prompt does not."""
-    length_factor: Annotated[StrictFloat, Field(ge=0.0), LATER] = 0.0
-    """Answers so many times as long, or as short, as the median of their cell are thrown out; 0 does not look."""
-    per_cell: Annotated[Count | None, LATER] = None
-    """At most so many rows of each cell are kept, picked by hash."""
-    cell: Annotated[Literal["tags", "answer"], LATER] = "tags"
-    """What the rows of a cell have in common."""
-    skip: Annotated[tuple[Rule, ...], LATER] = ()
-    """Rules that are not asked."""
 
 
 class ExportSettings(Table):

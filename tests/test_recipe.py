@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from edgedistill import contract, learning, prompting
+from edgedistill import contract, learning, prompting, vetting
 from edgedistill import recipe as recipe_module
 from edgedistill.errors import InvalidInput
 from edgedistill.explain import did_you_mean
@@ -211,7 +211,7 @@ OBVIOUS |= {"percentile", "warmup"}
 
 
 def test_every_setting_is_described_or_obvious() -> None:
-    modules = (Path(module.__file__ or "") for module in (recipe_module, learning, contract, prompting))
+    modules = (Path(module.__file__ or "") for module in (recipe_module, learning, contract, prompting, vetting))
     texts = set().union(*(described(ast.parse(path.read_text(encoding="utf-8"))) for path in modules))
     for table in (None, *TABLES):
         kind: Any = Recipe if table is None else Recipe.model_fields[table].annotation

@@ -34,12 +34,22 @@ def _print(found: dict[str, Any]) -> None:
         click.echo(f"  teacher {one['teacher']}, sample {one['sample']}: {_short(one['text'])}")
         for rule, said in one["rules"].items():
             click.echo(f"    {rule:<22}{'-' if said is None else said}")
+        if "judge" in one:
+            click.echo(f"    {'judge':<22}worth {one['judge']:.2f}, from 0 to 1")
     together = found["combined"]
     click.echo(f"  taken: {_short(together if isinstance(together, str) else ' | '.join(together))}")
     outcome = found["outcome"]
     if outcome["file"] is None:
         click.echo("  curate has not seen it yet")
         return
+    if "suspicious" in outcome:
+        doubt = outcome["suspicious"]
+        shares = f"{doubt['instead_share']:.2f} against {doubt['label_share']:.2f}"
+        field = f"{doubt['field']}: " if doubt["field"] else ""
+        click.echo(
+            f"  suspicious label, number {doubt['rank']}: {field}{doubt['instead']} is likelier than "
+            f"{_short(doubt['label'])}, {shares}; {doubt['outcome']}"
+        )
     why = [outcome[key] for key in ("reason", "what", "of_text", "of") if outcome.get(key)]
     click.echo(f"  now in {outcome['file']}{': ' + '; '.join(map(_short, why)) if why else ''}")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..recipe import CurateSettings
 from .rules import said_in
 
-__all__ = ["Whole"]
+__all__ = ["Objections", "Whole"]
 
 FEWEST_ROWS = 20  # of a cell, for it to have a usual length
 Objections = dict[int, tuple[str, str]]
@@ -39,12 +39,16 @@ class Whole:
         self._lengths.append(len(said_in(answer).strip()))
         self._order.append(int(hashlib.sha256(identity.encode()).hexdigest()[:8], 16))
 
-    def objections(self) -> Objections:
-        """By the number of a row, in the order in which they were added, the reason and what is wrong."""
+    def objections(self, before: Objections) -> Objections:
+        """By the number of a row, in the order in which they were added, the reason and what is wrong.
+
+        Rows of `before`, which are thrown out already, count for nothing.
+        """
         names = list(self._cells)
         cells, lengths, order = (np.array(one, dtype=np.int64) for one in (self._cell_of, self._lengths, self._order))
-        found: Objections = {}
-        for cell, rows in _grouped(cells).items():
+        found = dict(before)
+        for cell, all_rows in _grouped(cells).items():
+            rows = np.array([row for row in all_rows.tolist() if row not in before], dtype=np.int64)
             if self._settings.length_factor > 0:
                 found |= _odd_lengths(rows, lengths[rows], self._settings.length_factor)
             if self._settings.per_cell is not None:

@@ -169,6 +169,9 @@ def _waterfall(data: dict[str, Any]) -> list[dict[str, Any]]:
         steps.append({"what": "got no answer", "count": None, "change": -data["failed"]})
     for reason, count in sorted(data["rejected"].items(), key=lambda item: (-item[1], item[0])):
         steps.append({"what": f"thrown out: {reason}", "count": None, "change": -count})
+    for outcome, what in (("changed", "got another label when asked again"), ("kept", "kept with a suspicious label")):
+        if data["suspicious"].get(outcome):
+            steps.append({"what": what, "count": data["suspicious"][outcome], "change": None})
     if data["train"] is not None:
         steps.append({"what": "to learn from", "count": data["train"], "change": None})
         steps.append({"what": "to measure the loss on", "count": data["valid"], "change": None})

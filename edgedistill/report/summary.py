@@ -210,6 +210,7 @@ def _data(run: Run) -> dict[str, Any]:
         "failed": _summary(run, "teach").get("failed", 0),
         "rejected": stats.get("rejected", {}),
         "examples": stats.get("examples", {}),
+        "suspicious": stats.get("suspicious", {}),
         "train": stats.get("train"),
         "valid": stats.get("valid"),
     }

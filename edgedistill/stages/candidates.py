@@ -13,7 +13,7 @@ from ..llamacpp.answer import fits_context
 from ..llamacpp.writer import GgufMetadata
 from ..models.content import size_of
 from ..recipe import Recipe, TeacherSettings, TeachSettings
-from ..records import Completion, Message, Prompt, Tool
+from ..records import Completion, Message, Prompt, Tool, Wanted
 from ..run import Progress, Run, file_sha256
 from ..teachers import Teacher, TeacherTask, load_teacher, preamble
 from ..teachers.identity import fetch_teacher
@@ -97,11 +97,11 @@ def greedy(recipe: Recipe) -> TeachSettings:
 
 @contextmanager
 def answering(
-    task: TeacherTask, prompts: Sequence[Prompt], settings: TeachSettings, seed: int
+    task: TeacherTask, prompts: Sequence[Prompt], settings: TeachSettings, seed: int, wanted: Wanted | None = None
 ) -> Iterator[Iterator[Completion]]:
     """The completions of a teacher that is loaded for the block, as they finish."""
     with opened(task) as teacher:
-        answers = teacher.complete(prompts, settings, seed)
+        answers = teacher.complete(prompts, settings, seed, wanted)
         try:
             yield answers
         finally:

@@ -11,16 +11,18 @@ from typing import Any
 
 from ..curation import broken_rule
 from ..errors import InvalidInput
-from ..recipe import Recipe
-from ..records import Message, Prompt, chat_row, iter_prompts, json_lines, sample_of
+from ..recipe import CurateSettings, Recipe
+from ..records import Completion, Message, Prompt, chat_row, iter_prompts, json_lines, sample_of
 from ..run import Progress, Run, cores, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
 from ..similarity import SimilarTexts, Sketcher, in_blocks
-from .combine import Answered, combined, verified
-from .dialogue import woven
+from .again import asked_again
+from .combine import Answered, answer_key, combined, verified
+from .dialogue import parts, woven
 from .keys import AnswerKeys
 from .prompts import SAMPLED
-from .sorting import SortedRows
+from .rating import Rating, chooses
+from .sorting import Again, SortedRows
 from .teach import answers, prompts_file, row_count, taught_keys, turn_keys
 from .tool_calls import message_of
 from .turn_rules import turns_of
@@ -28,6 +30,8 @@ from .turn_rules import turns_of
 __all__ = ["curate"]
 
 Row = tuple[Prompt, list[Answered]]
+Verdict = list[Answered] | dict[str, str]
+"""What is learnt of a row, or why nothing is."""
 
 
 def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
@@ -36,24 +40,48 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     keys = taught_keys(recipe, run)
     done = 0
     with ExitStack() as stack:
-        screen = _Screen(recipe, run, out, stack)
         rows = SortedRows(recipe.curate, out, stack)
-        for block in in_blocks(answers(recipe, run), lambda row: row[0].text):
-            for (prompt, given), verdict in zip(block, screen.judge(block), strict=True):
-                if isinstance(verdict, dict):
-                    rows.reject(_row(prompt, given[0] if given else None, verdict))
-                else:
-                    for one in verdict:
-                        rows.keep(_row(prompt, one, _kept(prompt, one, keys)), prompt.tags, one.completion.text)
-            done += len(block)
-            progress("curating", done, total)
-        rows.settle()
+        with ExitStack() as asking:  # over before a teacher is asked again: no two models are there at once
+            screen = _Screen(recipe, run, out, progress, asking)
+            for block in in_blocks(answers(recipe, run), lambda row: row[0].text):
+                for (prompt, given), verdict in zip(block, screen.sifted(block), strict=True):
+                    if isinstance(verdict, dict):
+                        rows.reject(_row(prompt, given[0] if given else None, verdict))
+                    else:
+                        for one in verdict:
+                            rows.keep(_row(prompt, one, _kept(prompt, one, keys)), prompt, one.completion.text)
+                done += len(block)
+                progress("curating", done, total)
+        rows.settle(lambda doubted: _again(recipe, run, out, doubted, (screen, progress)))
     counts = rows.counts
     stats = {"prompts": done, "train": counts["train"], "valid": counts["valid"], "rejected": dict(rows.reasons)}
+    if recipe.curate.noise is not None:
+        stats["suspicious"] = dict(rows.noise)
     if not counts["train"]:
         raise InvalidInput("no row is left to learn from", f"Read the reasons in {out / 'rejected.jsonl'}.")
     write_whole(out / "stats.json", json_lines([{**stats, "examples": rows.examples}]))
     return stats
+
+
+def _again(
+    recipe: Recipe, run: Run, out: Path, doubted: Sequence[dict[str, Any]], told: tuple[_Screen, Progress]
+) -> dict[str, Again]:
+    """What comes of rows when the first teacher is asked again, and its new answers vote together with the one there.
+
+    Rows with several questions or calls of tools stay as they are.
+    """
+    screen, progress = told
+    texts = {row["_ed"]["id"]: row["messages"][-1].get("content") for row in doubted}
+    prompts = {one.id: one for one in iter_prompts(prompts_file(run)) if texts.get(one.id) and len(parts(one)) == 1}
+    found: dict[str, Again] = {}
+    for name, more in asked_again(recipe, run, out, list(prompts.values()), progress).items():
+        there = Completion(name, texts[name], "stop", 0, 0, 0.0)
+        verdict = screen.voted(prompts[name], [Answered(0, one) for one in (there, *more)])
+        if isinstance(verdict, dict):
+            found[name] = verdict["reason"], verdict.get("what", "its label was suspicious, and was asked for again")
+        elif answer_key(verdict[0].completion.text) != answer_key(there.text):
+            found[name] = _row(prompts[name], verdict[0], {"was": there.text})
+    return found
 
 
 def _row(prompt: Prompt, one: Answered | None, more: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +113,11 @@ def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str
 class _Screen:
     """All rules of a recipe, with what they remember of the rows before."""
 
-    def __init__(self, recipe: Recipe, run: Run, out: Path, stack: ExitStack) -> None:
+    def __init__(self, recipe: Recipe, run: Run, out: Path, progress: Progress, stack: ExitStack) -> None:
         self._settings = recipe.curate
+        self._rating = Rating(recipe, run, out, progress, stack) if recipe.curate.judge is not None else None
+        # a judge that takes the best of several answers sees all of them
+        self._combining = recipe.curate.model_copy(update={"combine": "union"}) if chooses(recipe) else recipe.curate
         self._folder = recipe.path.parent
         self._is_valid = schema_validator(load_schema(recipe))
         self._sketcher = Sketcher(sample_of(prompts_file(run), SAMPLED))
@@ -98,29 +129,39 @@ class _Screen:
             for block in in_blocks(iter_prompts(path), lambda prompt: prompt.text):
                 self._eval.add([(prompt.id, prompt.text) for prompt in block])
 
-    def judge(self, rows: Sequence[Row]) -> list[list[Answered] | dict[str, str]]:
+    def sifted(self, rows: Sequence[Row]) -> list[Verdict]:
         """For each row what is learnt of it, or the reason why nothing is, with the id of what it repeats."""
-        found: list[list[Answered] | dict[str, str]] = [self._answer(prompt, given) for prompt, given in rows]
+        found: list[Verdict] = [self._answer(prompt, given) for prompt, given in rows]
         if self._settings.verifier is not None and self._settings.combine != "best":
             self._verify(rows, found)
-        good = [number for number, verdict in enumerate(found) if isinstance(verdict, list)]
+        good = _good(found)
         thresholds = self._settings.near_duplicate, self._settings.eval_overlap
         seen, held_out = self._sketcher.sketch([rows[number][0].text for number in good], *thresholds)
-        new = []
-        for place, twin in enumerate(self._eval.twins(held_out)):
-            if twin is None:
-                new.append(place)
-            else:
-                found[good[place]] = {"reason": "overlap with eval", "of": twin.id}
-        good = [good[place] for place in new]
-        names = [rows[number][0].id for number in good]
-        for number, twin in zip(good, self._seen.screen_sketches(names, seen.chosen(new)), strict=True):
+        for number, twin in zip(good, self._eval.twins(held_out), strict=True):
+            if twin is not None:
+                found[number] = {"reason": "overlap with eval", "of": twin.id}
+        if self._rating is not None:
+            self._rate(self._rating, rows, found)
+        new = [place for place, number in enumerate(good) if isinstance(found[number], list)]
+        names = [rows[good[place]][0].id for place in new]
+        for place, twin in zip(new, self._seen.screen_sketches(names, seen.chosen(new)), strict=True):
             if twin is not None:
                 reason = "exact duplicate" if twin.is_exact else "near duplicate"
-                found[number] = {"reason": reason, "of": twin.id}
+                found[good[place]] = {"reason": reason, "of": twin.id}
         return found
 
-    def _verify(self, rows: Sequence[Row], found: list[list[Answered] | dict[str, str]]) -> None:
+    def voted(self, prompt: Prompt, given: list[Answered]) -> Verdict:
+        """What is learnt of answers by their vote, or the reason why nothing is."""
+        return self._answer(prompt, given, self._settings.model_copy(update={"combine": "vote"}))
+
+    def _rate(self, rating: Rating, rows: Sequence[Row], found: list[Verdict]) -> None:
+        """Take out each answer that the judge finds not good enough."""
+        chosen = [(number, verdict) for number, verdict in enumerate(found) if isinstance(verdict, list)]
+        judged = rating.judged([(rows[number][0], answers) for number, answers in chosen])
+        for (number, _), (left, complaint) in zip(chosen, judged, strict=True):
+            found[number] = left or {"reason": "judge below threshold", "what": complaint}
+
+    def _verify(self, rows: Sequence[Row], found: list[Verdict]) -> None:
         """Take out each answer that the verifier does not pass; as many at a time as there are cores."""
         chosen = [(number, one) for number, verdict in enumerate(found) if isinstance(verdict, list) for one in verdict]
         good: dict[int, list[Answered]] = {number: [] for number, _ in chosen}
@@ -142,10 +183,10 @@ class _Screen:
         for number, left in good.items():
             found[number] = left or {"reason": "verifier", "what": complaints[number]}
 
-    def _answer(self, prompt: Prompt, given: list[Answered]) -> list[Answered] | dict[str, str]:
+    def _answer(self, prompt: Prompt, given: list[Answered], combining: CurateSettings | None = None) -> Verdict:
         if not given:
             return {"reason": "no answer"}
-        chosen = combined(prompt, given, self._settings, self._is_valid, self._folder)
+        chosen = combined(prompt, given, combining or self._combining, self._is_valid, self._folder)
         if isinstance(chosen, str):
             return {"reason": chosen}
         good: list[Answered] = []
@@ -162,3 +203,8 @@ class _Screen:
         turns = turns_of(prompt, one, self._is_valid)
         found = (fault or broken_rule(given, self._settings) for given, fault in turns)
         return next((broken for broken in found if broken is not None), None)
+
+
+def _good(found: Sequence[Verdict]) -> list[int]:
+    """The numbers of the rows of which something is learnt."""
+    return [number for number, verdict in enumerate(found) if isinstance(verdict, list)]

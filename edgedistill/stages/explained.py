@@ -13,6 +13,8 @@ from ..run import Run
 from ..schema import load_schema, schema_validator
 from ..similarity import normalised
 from .combine import Answered, combined
+from .rating import chooses, stored_worth
+from .sorting import SUSPECTS
 from .teach import answers, prompts_file
 from .turn_rules import turns_of
 
@@ -26,8 +28,9 @@ def explained(recipe: Recipe, run: Run, row: str) -> dict[str, Any]:
     """Everything about a row, given by its id, the beginning of it, or the text of its prompt.
 
     `answers` has of each answer what every rule says, None where it does not object, and the same of `earlier` turns;
-    `calls` is what is wrong with calls of tools; `combined` what the answers came to; `outcome` where the row is now,
-    with reason. Raises InvalidInput where there is no such row, or several.
+    `judge` is what the judge found an answer worth; `calls` is what is wrong with calls of tools;
+    `combined` what the answers came to; `outcome` where the row is now, with reason, and whether its label is
+    suspicious. Raises InvalidInput where there is no such row, or several.
     """
     wanted = _wanted(run, row)
     prompt, given = next(one for one in answers(recipe, run) if one[0].id == wanted.id)
@@ -46,9 +49,12 @@ def explained(recipe: Recipe, run: Run, row: str) -> dict[str, Any]:
         *earlier, last = map(rules, turns_of(prompt, one, is_valid))
         texts = [turn.text for turn in one.earlier]
         before = [{"text": text, **turn} for text, turn in zip(texts, earlier, strict=True)]
-        return {**about, **last, **({"earlier": before} if before else {})}
+        value = stored_worth(recipe, run, prompt, one)
+        judged = {} if value is None else {"judge": round(value, 3)}
+        return {**about, **last, **judged, **({"earlier": before} if before else {})}
 
-    chosen = combined(prompt, given, settings, is_valid, recipe.path.parent) if given else "no answer"
+    combining = settings.model_copy(update={"combine": "union"}) if chooses(recipe) else settings
+    chosen = combined(prompt, given, combining, is_valid, recipe.path.parent) if given else "no answer"
     return {
         "id": prompt.id,
         "prompt": prompt.text,
@@ -86,6 +92,9 @@ def _outcome(run: Run, identity: str) -> dict[str, Any]:
     name, own = found
     outcome: dict[str, Any] = {"file": f"{name}.jsonl"}
     outcome |= {key: own[key] for key in ("reason", "what", "of") if key in own}
+    suspects = run.folder("curate") / SUSPECTS
+    doubts = read_rows(suspects) if suspects.is_file() else ()
+    outcome |= next(({"suspicious": row} for _, row in doubts if row["id"] == identity), {})
     if "of" in own:
         first = (prompt.text for prompt in iter_prompts(prompts_file(run)) if prompt.id == own["of"])
         outcome["of_text"] = next(first, None)

@@ -1,4 +1,4 @@
-"""A judge model that compares each answer with the right one, in both orders.
+"""A judge model, and how it compares each answer with the right one, in both orders.
 
 Judges prefer what they are shown first or last (Zheng et al., arXiv 2306.05685), so each pair is shown twice. What a
 candidate wrote is data for the judge: it stands in JSON, in which no text can end its own place.
@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
 
 from ..chat import answer_text, json_instance, with_system
 from ..recipe import Recipe, TeacherSettings
 from ..records import Completion, Message, Prompt, digest, prompt_id
 from ..run import stop_if_asked
-from ..teachers import TeacherTask
+from ..teachers import Teacher, TeacherTask
 from ..teachers.identity import fetch_teacher
-from .candidates import answering
+from .candidates import opened
 from .scorer_desk import Desk
 from .scoring import equal
 
-__all__ = ["judge_teacher", "judged"]
+__all__ = ["Judge", "case_of", "judge_identity", "judge_teacher", "judged"]
 
 VERDICTS = ("A", "B", "same")
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"better": {"enum": list(VERDICTS)}},
     "required": ["better"],
@@ -42,14 +44,67 @@ SPECIAL = re.compile(r"[<>]|\[(?=[A-Z/_])")
 Pair = tuple[Prompt, str, str]
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One pair in one order, as the judge is asked."""
+class Judge:
+    """A model that gives verdicts under a schema. It is loaded when it is first asked, until the block ends.
 
-    key: str
-    prompt: Prompt
-    is_first: bool
-    """Whether the candidate's answer is A."""
+    `desk` keeps its verdicts by all that decides them. Each is of one JSON object, which is fenced as data.
+    """
+
+    def __init__(self, recipe: Recipe, settings: TeacherSettings, schema: dict[str, Any], desk: Desk) -> None:
+        weights = fetch_teacher(recipe, settings, desk.offline, desk.progress)
+        assert weights.sha256 is not None
+        shown = with_system(settings.system, ())
+        self._task = TeacherTask(weights.path, weights.sha256, shown, schema, desk.scratch, settings)
+        changes = {"max_tokens": MAX_TOKENS, "temperature": 0.0, "samples": 1, "targets": "none", "closed": True}
+        self._how = recipe.teach.model_copy(update={**changes, "answers": None})
+        self._identity = judge_identity(settings, schema, weights.sha256)
+        self._seed, self._desk = recipe.seed, desk
+        self._teacher: Teacher | None = None
+        self._loaded = ExitStack()
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loaded.close()
+
+    def verdicts(self, material: Sequence[dict[str, Any]]) -> list[Completion]:
+        """What the judge says of each object; those that the store holds are not asked again."""
+        cases = [case_of(one, self._identity) for one in material]
+        asked = {prompt.id: (key, prompt) for key, prompt in cases}
+        keys = [key for key, _ in asked.values()]
+        held = self._desk.store.held(keys)
+        todo = [prompt for key, prompt in asked.values() if key not in held]
+        if todo:
+            self._ask(todo, {name: key for name, (key, _) in asked.items()})
+        found = self._desk.store.find(keys)
+        return [found[key] for key, _ in cases]
+
+    def _ask(self, todo: Sequence[Prompt], keys: Mapping[str, str]) -> None:
+        if self._teacher is None:
+            self._teacher = self._loaded.enter_context(opened(self._task))
+        answers = self._teacher.complete(todo, self._how, self._seed)
+        try:
+            for number, completion in enumerate(answers, start=1):
+                self._desk.store.add(keys[completion.prompt_id], replace(completion, targets=None))
+                self._desk.progress("judging", number, len(todo))
+                stop_if_asked()
+        finally:
+            if isinstance(answers, Generator):
+                answers.close()  # before its weights are
+
+
+def judge_identity(settings: TeacherSettings, schema: dict[str, Any], sha256: str) -> str:
+    """A digest of all that decides a verdict, but for what it is of; `sha256` is that of the judge's weights."""
+    return digest("judge", sha256, settings.backend, settings.system, schema)
+
+
+def case_of(material: dict[str, Any], identity: str) -> tuple[str, Prompt]:
+    """What a judge is shown of an object, and the key of its verdict."""
+    text = json.dumps(material, ensure_ascii=False)
+    fenced = SPECIAL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    messages = (Message("user", fenced),)
+    return digest(identity, fenced), Prompt(prompt_id(messages), messages)
 
 
 def judge_teacher(recipe: Recipe) -> TeacherSettings:
@@ -85,40 +140,21 @@ def judged(
 
 def _ask(recipe: Recipe, pairs: Sequence[Pair], desk: Desk) -> list[float]:
     """The worth of each pair's first answer beside its second: 0, 0.5 or 1."""
-    settings = judge_teacher(recipe)
-    weights = fetch_teacher(recipe, settings, desk.offline, desk.progress)
-    assert weights.sha256 is not None
-    shown = with_system(settings.system, ())
-    identity = digest("judge", weights.sha256, settings.backend, settings.system, SCHEMA)
-    cases = [[_case(pair, is_first, identity) for is_first in (True, False)] for pair in pairs]
-    asked = {case.prompt.id: case for both in cases for case in both}
-    held = desk.store.held([case.key for case in asked.values()])
-    todo = [case for case in asked.values() if case.key not in held]
-    if todo:
-        task = TeacherTask(weights.path, weights.sha256, shown, SCHEMA, desk.scratch, settings)
-        changes = {"max_tokens": MAX_TOKENS, "temperature": 0.0, "samples": 1, "targets": "none", "closed": True}
-        how = recipe.teach.model_copy(update={**changes, "answers": None})
-        with answering(task, [case.prompt for case in todo], how, recipe.seed) as completions:
-            for number, completion in enumerate(completions, start=1):
-                desk.store.add(asked[completion.prompt_id].key, replace(completion, targets=None))
-                desk.progress("judging", number, len(todo))
-                stop_if_asked()
-    verdicts = desk.store.find([case.key for case in asked.values()])
-    return [sum(_holds(case, verdicts[case.key]) for case in both) / len(both) for both in cases]
+    material = [_material(pair, is_first) for pair in pairs for is_first in (True, False)]
+    with Judge(recipe, judge_teacher(recipe), SCHEMA, desk) as judge:
+        verdicts = judge.verdicts(material)
+    both = zip(verdicts[::2], verdicts[1::2], strict=True)
+    return [(_holds(first, "A") + _holds(second, "B")) / 2 for first, second in both]
 
 
-def _case(pair: Pair, is_first: bool, identity: str) -> _Case:
+def _material(pair: Pair, is_first: bool) -> dict[str, Any]:
+    """One pair in one order: whether the candidate's answer is A."""
     prompt, mine, other = pair
     first, second = (mine, other) if is_first else (other, mine)
-    request = [message.as_dict() for message in prompt.messages]
-    text = json.dumps({"request": request, "A": first, "B": second}, ensure_ascii=False)
-    fenced = SPECIAL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
-    messages = (Message("user", fenced),)
-    return _Case(digest(identity, fenced), Prompt(prompt_id(messages), messages), is_first)
+    return {"request": [message.as_dict() for message in prompt.messages], "A": first, "B": second}
 
 
-def _holds(case: _Case, verdict: Completion) -> bool:
-    """Whether the candidate's answer is found at least as good; a verdict that is none speaks against it."""
+def _holds(verdict: Completion, name: str) -> bool:
+    """Whether the answer of this name is found at least as good; a verdict that is none speaks against it."""
     value = json_instance(verdict.text)
-    better = value.get("better") if isinstance(value, dict) else None
-    return better in ("A" if case.is_first else "B", "same")
+    return isinstance(value, dict) and value.get("better") in (name, "same")

@@ -9,13 +9,15 @@ from ..scrub import texts_of
 from ..sensitive import find
 from ..teachers.address import endpoint_of
 from .prompt_source import scrubs, source_prompts
+from .rating import rating_teacher
 
 __all__ = ["elsewhere", "require_private"]
 
 
 def elsewhere(recipe: Recipe) -> str | None:
-    """The address of the first teacher that is a server on another machine, or None."""
-    for teacher in recipe.teachers:
+    """The address of the first teacher, or of the judge of curate, that is a server on another machine; or None."""
+    judges = [rating_teacher(recipe)] if recipe.curate.judge is not None else []
+    for teacher in (*recipe.teachers, *judges):
         if teacher.url is not None and not endpoint_of(teacher).is_here:
             return teacher.url
     return None

@@ -8,8 +8,9 @@ from ..errors import MissingRequirement, Stopped
 from ..models import identify
 from ..recipe import Recipe
 from ..run import Run, free_space
-from ..teachers.identity import TeacherIdentity, identify_teachers
+from ..teachers.identity import TeacherIdentity, identify_teacher, identify_teachers
 from .prompt_source import source_prompts
+from .rating import rating_teacher
 
 __all__ = ["GIGABYTE", "estimated_disk", "estimated_memory", "require_disk", "require_memory", "target_bytes"]
 
@@ -32,7 +33,7 @@ def require_memory(recipe: Recipe, run: Run) -> str:
 def estimated_memory(recipe: Recipe, run: Run) -> int:
     """Bytes at the peak: of the teacher, of training, or of quantize, where all are over the same tokens at once."""
     student = _student_size(recipe, run)
-    teachers = [_size(teacher) for teacher in identify_teachers(recipe, run.offline)]
+    teachers = [_size(teacher) for teacher in _asked(recipe, run)]
     # float32 weights, and for full fine-tuning gradients and two moments besides; healing holds two models, and as much
     # again is left for what its passes keep
     copies = 4 if recipe.train.method == "full" or recipe.quantize.heal else 1
@@ -42,7 +43,7 @@ def estimated_memory(recipe: Recipe, run: Run) -> int:
 
 def estimated_disk(recipe: Recipe, run: Run) -> int:
     """Bytes that the run folder and the caches will still grow by, at most."""
-    student, teachers = _student_size(recipe, run), identify_teachers(recipe, run.offline)
+    student, teachers = _student_size(recipe, run), _asked(recipe, run)
     is_there = identify(recipe.reference("student"), ("hf", "gguf"), run.offline).cached
     fetched = sum(2 * _size(teacher) for teacher in teachers if not teacher.cached) + (0 if is_there else 2 * student)
     full = 12 * student if recipe.train.method == "full" else 0
@@ -50,6 +51,15 @@ def estimated_disk(recipe: Recipe, run: Run) -> int:
     moved = 2 * student if recipe.quantize.growth > 1 else 0  # mixtures that are tried
     made = student * (4 + len(recipe.quantize.made)) + moved + full + target_bytes(recipe)
     return max(0, fetched + made - there)
+
+
+def _asked(recipe: Recipe, run: Run) -> list[TeacherIdentity]:
+    """Everybody who is loaded to be asked, one after another: the teachers, then the judge of curate."""
+    teachers = identify_teachers(recipe, run.offline)
+    judge = recipe.curate.judge
+    if judge is None or judge.model is None:
+        return teachers
+    return [*teachers, identify_teacher(recipe, rating_teacher(recipe), run.offline)]
 
 
 def _size(teacher: TeacherIdentity) -> int:

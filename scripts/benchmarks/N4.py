@@ -1,0 +1,114 @@
+"""N4: home-commands with wrong labels among its answers: a student of the curated rows against one of all rows.
+
+`python N4.py --work FOLDER` asks the demo's teacher for its answers, puts another row's answer in the place of one in
+ten, curates these rows with `[curate.noise]`, and trains on what is left and on all of them, `--seeds` times each.
+`--seeds 0` trains nothing and says what curate found.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from curating import taught_run
+from distilling import RECIPE, Trial, Workshop, options, share_equal
+from measure import finish, note
+
+from edgedistill.records import Completion, Prompt, read_rows
+from edgedistill.stages.curate import curate
+from edgedistill.stages.scoring import equal
+from edgedistill.students.encode import EncodedExample
+from edgedistill.students.lessons import hard_lesson
+
+STUDENT = "smollm2-135m-instruct"
+WRONG, SEED = 0.1, 4
+CURATE = """\
+name = "n4"
+schema_file = "schema.json"
+[teacher]
+model = "t.gguf"
+[student]
+model = "s"
+[curate.noise]
+action = "drop"
+"""
+
+
+def with_wrong(answers: dict[str, str]) -> tuple[dict[str, str], set[str]]:
+    """The answers, one in ten of which is another row's that says something else; whose they are."""
+    source = random.Random(SEED)
+    names = sorted(answers)
+    wrong = set(source.sample(names, int(WRONG * len(names))))
+    others = [answers[name] for name in names]
+    given = dict(answers)
+    for name in sorted(wrong):
+        given[name] = source.choice([one for one in others if not equal(one, answers[name])])
+    return given, wrong
+
+
+def curated(prompts: Sequence[Prompt], given: dict[str, str], evals: Sequence[Prompt]) -> dict[str, str]:
+    """What curate does with these answers: the reason of each row that it throws out, by prompt id."""
+    rows = ((one, [Completion(one.id, given[one.id], "stop", 1, 1, 0.1)]) for one in prompts)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(RECIPE.parent / "schema.json", folder)
+        recipe, run = taught_run(folder, CURATE, rows, [one.text for one in evals])
+        curate(recipe, run, run.begin("curate", "key", afresh=True), lambda what, done, total: None)
+        rejected = [row["_ed"] for _, row in read_rows(run.folder("curate") / "rejected.jsonl")]
+    return {own["id"]: own["reason"] for own in rejected}
+
+
+def found_of(gone: dict[str, str], wrong: set[str], count: int) -> dict[str, Any]:
+    """How many of the wrong rows are thrown out, and how many good ones, by reason."""
+    return {
+        "rows": count,
+        "wrong": len(wrong),
+        "wrong_thrown_out": dict(Counter(reason for name, reason in gone.items() if name in wrong)),
+        "good_thrown_out": dict(Counter(reason for name, reason in gone.items() if name not in wrong)),
+    }
+
+
+class _Shop(Workshop):
+    """The workshop with other answers than the teacher's, and with some of the rows."""
+
+    given: dict[str, str]
+
+    def example(self, prompt: Prompt) -> EncodedExample:
+        right = self._answers[prompt.id]
+        self._answers[prompt.id] = replace(right, text=self.given.get(prompt.id, right.text))
+        try:
+            return super().example(prompt)
+        finally:
+            self._answers[prompt.id] = right
+
+
+def main() -> None:
+    args = options(__doc__, rows=1000, epochs=4, ways=("curated", "all"))
+    shop = _Shop(STUDENT, args)
+    rows = shop.rows
+    shop.given, wrong = with_wrong({one.id: shop.answer(one) for one in rows})
+    gone = curated(rows, shop.given, shop.eval)
+    found = found_of(gone, wrong, len(rows))
+    note(json.dumps(found))
+    right = {one.id: one.expected for one in shop.eval}
+    exact: dict[str, list[float]] = {way: [] for way in args.ways}
+    for seed in range(args.seeds):
+        for way in args.ways:
+            shop.rows = rows if way == "all" else [one for one in rows if one.id not in gone]
+            result = shop.result(Trial(f"n4-{way}", seed, hard_lesson, hard_lesson), shop.example)
+            exact[way].append(round(share_equal(result["answers"], right), 2))
+    better = sum(one > other for one, other in zip(exact["curated"], exact["all"], strict=True))
+    value = {"better": better, "exact": exact}
+    bar = {"better": 3, "of": 3}
+    finish("N4", value, bar, better == args.seeds == 3, peer="all rows", unit="%", n=len(right), curate=found)
+
+
+if __name__ == "__main__":
+    main()
