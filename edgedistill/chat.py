@@ -10,19 +10,21 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import date
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInput
-from .records import Message, Tool, read_json
+from .messages import with_calls
+from .records import Message, Tool, ToolCall, read_json
 
-__all__ = ["DAY", "SAMPLE", "ChatTemplate", "answer_text", "folder_template", "json_instance", "with_system"]
+__all__ = ["DAY", "PROBE", "SAMPLE", "ChatTemplate", "answer_text", "folder_template", "json_instance", "with_system"]
 
 FUEL = 5_000_000
 LARGEST_OUTPUT = 4 << 20
 DEEPEST_INDENT = 16  # of JSON that a template writes: what is indented further is meant to fill memory
 SAMPLE = "Yes."
+PROBE = ToolCall("probe_4711", '{"key": 4711}', "probe4711")  # Mistral's templates want ids of nine signs
 GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 """What marks an answer for training, and writes nothing."""
 DAY = date(2024, 7, 26)
@@ -44,9 +46,26 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], answer_next: bool = True, tools: Sequence[Tool] = ()) -> str:
         """The text of a conversation; with `answer_next` it ends where the assistant's answer begins.
 
-        Raises InvalidInput where the template refuses the conversation or does not end within its fuel.
+        A template that writes no calls of tools is given them as text, in Hermes' form. Raises InvalidInput where the
+        template refuses the conversation or does not end within its fuel.
         """
-        return self.render_turns([message.as_turn() for message in messages], answer_next, tools=list(tools) or None)
+        return self.render_turns(list(map(self._turn, messages)), answer_next, tools=list(tools) or None)
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the template tells a model which tools are on offer."""
+        tool = {"type": "function", "function": {"name": PROBE.name, "description": "", "parameters": {}}}
+        return PROBE.name in self.render((Message("user", "Hi"),), tools=(tool,))
+
+    @cached_property
+    def _writes_calls(self) -> bool:
+        turns = [message.as_turn() for message in (Message("user", "Hi"), Message("assistant", "", (PROBE,)))]
+        return PROBE.name in self.render_turns(turns, answer_next=False)
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        if message.tool_calls and not self._writes_calls:
+            return Message(message.role, with_calls(message), reasoning=message.reasoning).as_turn()
+        return message.as_turn()
 
     def sample_answer(self) -> str:
         """How a short answer stands behind its question, with what the template ends it by."""

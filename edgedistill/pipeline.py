@@ -60,6 +60,8 @@ def stage_keys(recipe: Recipe, run: Run) -> dict[str, str]:
     for stage in STAGES:
         parts: list[Any] = [key]
         for table in stage.reads:
+            if table == "tools" and not recipe.tools.deciding():
+                continue  # a table of a later version, which says nothing
             parts += [settings_of(recipe, table), contents(recipe, table), models_of(recipe, run, table)]
         parts += [contents(recipe, table) for table in stage.files_of]
         if stage.name == "prompts" and recipe.prompts.synthesize is not None:

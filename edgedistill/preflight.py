@@ -33,6 +33,7 @@ from .stages.imported import require_prunable
 from .stages.judging import judge_teacher
 from .stages.lengths import require_timed
 from .stages.offers import require_tools
+from .stages.on_offer import as_shown
 from .stages.parity import day_note, require_safe_template
 from .stages.privacy import require_private
 from .stages.prompt_source import longest_source_prompt
@@ -78,7 +79,7 @@ def check(recipe: Recipe, run: Run) -> list[Finding]:
 
 def _files(recipe: Recipe, run: Run) -> str:
     teachers = "teacher" if len(recipe.teachers) == 1 else "teachers"
-    tables = (None, teachers, "prompts", "teach", "evaluate")
+    tables = (None, teachers, "prompts", "tools", "teach", "evaluate")
     files = {key: path for table in tables for key, path in recipe.files(table).items()}
     for key, path in files.items():
         if not (path.is_file() or (key == "prompts.file" and path.is_dir())):
@@ -91,7 +92,7 @@ def _schema(recipe: Recipe, run: Run) -> str:
     require_odds(recipe, schema)
     schema_validator(schema)
     if schema is None:
-        return "none: answers are free text"
+        return "none: answers are free text" if recipe.tools.file is None else "none: answers are calls, or free text"
     require_decodable(schema)
     answers = closed_answers(schema)
     if answers is None:
@@ -276,7 +277,7 @@ def _student(recipe: Recipe, run: Run) -> str:
     stays += day_note(template, recipe.student.system)
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF{stays}"
-    longest = longest_source_prompt(recipe)
+    longest = as_shown(recipe, longest_source_prompt(recipe), "student")
     asked = parts(longest)
     turns = woven(longest.messages, [Message("assistant", "yes")] * len(asked))
     row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns), longest.tools))

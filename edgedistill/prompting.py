@@ -1,4 +1,4 @@
-"""The tables of a recipe that say what is asked: prompts that are there, and prompts that a teacher writes."""
+"""The tables of a recipe that say what is asked: prompts that are there or written by a teacher, tools on offer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from .tables import LATER, Count, RecipeFile, Share, Table
 
-__all__ = ["ColumnSettings", "PromptsSettings", "SynthesizeSettings"]
+__all__ = ["ColumnSettings", "PromptsSettings", "SynthesizeSettings", "ToolsSettings"]
 
 Format = Literal["rows", "openai", "sharegpt", "alpaca", "columns", "log", "text"]
 IN_A_CELL = 2  # prompts, at the least, that there must be for each combination
@@ -121,3 +121,43 @@ class PromptsSettings(Table):
         if isinstance(data, dict) and data.get("synthesize") is not None and "file" not in data:
             return {**data, "file": None}
         return data
+
+
+class ToolsSettings(Table):
+    """Tools that all prompts offer."""
+
+    file: Annotated[RecipeFile | None, LATER] = None
+    """A JSON list of tools as OpenAI writes them, on offer in every row that brings none of its own."""
+    student: Annotated[StrictBool, LATER] = True
+    """Whether the student is shown them too; else it learns them, and its prompt stays short."""
+
+    results: Annotated[Literal["none", "table", "command", "teacher"], LATER] = "none"
+    """Where the results of calls come from; `none` runs no tools: the first calls are the answer."""
+    table: Annotated[RecipeFile | None, LATER] = None
+    """For `table`: JSON lines with name, arguments and result of a call."""
+    command: Annotated[tuple[str, ...] | None, LATER] = None
+    """For `command`: reads {"name", "arguments"} as JSON and prints the result as JSON; no shell is involved."""
+    command_seconds: Annotated[StrictFloat, Field(gt=0.0), LATER] = 10.0
+    """... for at most so long a call ..."""
+    command_memory_mb: Annotated[StrictInt, Field(ge=64), LATER] = 2048
+    """... in so much memory."""
+    steps: Annotated[Count, LATER] = 4
+    """Answers with calls at the most, before a final one."""
+    admissions: Annotated[tuple[str, ...], LATER] = (
+        *("could not", "couldn't", "cannot", "can't", "unable", "fail", "error", "not possible", "not available"),
+        *("unavailable", "not found", "sorry", "unfortunately", "did not work", "didn't work", "problem"),
+    )
+    """Words, in lower case, by which an answer admits that a tool has failed."""
+
+    @model_validator(mode="after")
+    def results_have_their_own(self) -> ToolsSettings:
+        for key in ("table", "command"):
+            if (self.results == key) != (getattr(self, key) is not None):
+                raise ValueError(f"{key} belongs to results = '{key}', which needs it")
+        return self
+
+    @model_validator(mode="after")
+    def has_file(self) -> ToolsSettings:
+        if self.file is None and self.deciding():
+            raise ValueError("the other keys of [tools] need file, which names the tools")
+        return self

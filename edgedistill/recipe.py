@@ -24,7 +24,7 @@ from .contract import AcceptSettings, BenchSettings, EvaluateSettings, QuantizeS
 from .errors import InvalidInput
 from .explain import explained, refuse_secrets
 from .learning import StudentSettings, TrainSettings
-from .prompting import PromptsSettings
+from .prompting import PromptsSettings, ToolsSettings
 from .tables import FILE, LATER, Count, Price, RecipeFile, Table
 from .vetting import CurateSettings
 
@@ -41,6 +41,7 @@ __all__ = [
     "StudentSettings",
     "TeachSettings",
     "TeacherSettings",
+    "ToolsSettings",
     "TrainSettings",
     "load_recipe",
 ]
@@ -158,6 +159,7 @@ class Recipe(Table):
     """`[[teachers]]`, asked one after another; `[teacher]` alone is a list of one. `teacher` is the first of them."""
     student: StudentSettings
     prompts: PromptsSettings = PromptsSettings()
+    tools: ToolsSettings = ToolsSettings()
     teach: TeachSettings = TeachSettings()
     curate: CurateSettings = CurateSettings()
     train: TrainSettings = TrainSettings()
@@ -167,6 +169,12 @@ class Recipe(Table):
     bench: BenchSettings = BenchSettings()
     package: PackageSettings = PackageSettings()
     accept: AcceptSettings = AcceptSettings()
+
+    @model_validator(mode="after")
+    def calls_or_schema(self) -> Recipe:
+        if self.schema_file is not None and self.tools.file is not None:
+            raise ValueError("schema_file and tools.file: calls are held to the schemas of their tools")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -131,6 +131,8 @@ class Completion:
     sample: int = 0
     targets: bytes | None = None
     answers: dict[str, float] | None = None
+    steps: tuple[Message, ...] = ()
+    """Calls of tools and their results between the prompt and this answer; a store keeps them by themselves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgedistill.records import Message, Prompt
 from edgedistill.schema import schema_validator
+from edgedistill.stages.on_offer import fine_by
 from edgedistill.stages.scoring import equal, outcomes, summary, wilson
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": ["integer", "null"]}, "b": {"type": "string"}}}
@@ -33,7 +34,7 @@ def score(
     prompts: list[Prompt], answers: dict[str, str], teacher: dict[str, str], is_valid: Callable[[Any], bool] | None
 ) -> dict[str, Any]:
     exact = [None if one.expected is None else float(equal(answers[one.id], one.expected)) for one in prompts]
-    return summary(prompts, outcomes(prompts, (answers, teacher), is_valid, (exact, 1.0)))
+    return summary(prompts, outcomes(prompts, (answers, teacher), fine_by(is_valid, ()), (exact, 1.0)))
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON))

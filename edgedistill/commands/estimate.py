@@ -18,9 +18,9 @@ from ..recipe import Recipe, TeacherSettings, load_recipe
 from ..records import Completion, Prompt, iter_prompts
 from ..report.wording import duration
 from ..run import Progress, Run, orderly_stop, stop_if_asked
-from ..schema import load_schema
 from ..stages.candidates import teacher_names
 from ..stages.keys import AnswerKeys, given_answers, teacher_identity
+from ..stages.on_offer import teacher_rule
 from ..stages.prompt_source import source_prompts
 from ..stages.teach import STORE, prompts_file
 from ..store import Store
@@ -112,7 +112,13 @@ def _estimated(recipe: Recipe, who: tuple[TeacherSettings, str], where: tuple[Ru
     if not tried:
         return _scaled(recipe, (identity, settings, name), [], (0, 0, 0.0, 0.0))
     task = TeacherTask(
-        identity.path, identity.sha256, preamble(recipe, settings), load_schema(recipe), scratch, settings
+        identity.path,
+        identity.sha256,
+        preamble(recipe, settings),
+        teacher_rule(recipe, settings),
+        scratch,
+        settings,
+        tried[0].tools,
     )
     # the first row takes in what is done once: loading the weights, decoding what all prompts share, meeting a server
     first = 1 if len(tried) > 1 else 0

@@ -87,11 +87,11 @@ class SharedPrompt:
         return 0
 
 
-def fits_context(path: Path, preamble: Sequence[Message], max_tokens: int) -> bool:
-    """Whether the model's context holds the preamble, a prompt of usual length and an answer."""
+def fits_context(path: Path, preamble: Sequence[Message], max_tokens: int, tools: Sequence[Tool] = ()) -> bool:
+    """Whether the model's context holds the preamble, the tools, a prompt of usual length and an answer."""
     with LlamaModel(path, vocab_only=True) as model:
         limit = int(model.metadata(f"{model.metadata('general.architecture')}.context_length") or 0)
-        return len(SharedPrompt(model, preamble).tokens) + PROMPT + max_tokens <= limit
+        return len(SharedPrompt(model, preamble, tools).tokens) + PROMPT + max_tokens <= limit
 
 
 @dataclass(frozen=True)

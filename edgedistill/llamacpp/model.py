@@ -133,6 +133,11 @@ class LlamaModel:
         turn: int = self._lib.llama_vocab_eot(self.vocab)
         return turn if turn >= 0 else int(self._lib.llama_vocab_eos(self.vocab))
 
+    @property
+    def ends_of_answers(self) -> list[int]:
+        """End of sequence and end of turn, as far as the vocabulary has them."""
+        return sorted({int(self._lib.llama_vocab_eos(self.vocab)), self.end_of_turn} - {-1})
+
     def metadata(self, key: str) -> str:
         """A value of the file's metadata as text, or ""."""
         size = 1 << 20

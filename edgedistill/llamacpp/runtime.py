@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput
-from ..records import Message
+from ..records import Message, Tool
 from ..schema import closed_answers
 from .answer import SharedPrompt
 from .branches import AnswerTrie
@@ -83,19 +83,26 @@ class Reply:
 class Runtime:
     """A loaded model with its shared prompt and, under a schema, what it allows. Close it, or use it in a `with`.
 
+    In place of a schema there may be a rule for calls (`call_grammar.calls_rule`); `tools` are what the model is shown.
     Raises InvalidInput for a schema that cannot be decoded under, or a model without a chat template.
     """
 
     def __init__(
-        self, path: Path, preamble: Sequence[Message], schema: dict[str, Any] | None, settings: RuntimeSettings
+        self,
+        path: Path,
+        preamble: Sequence[Message],
+        schema: dict[str, Any] | None,
+        settings: RuntimeSettings,
+        tools: Sequence[Tool] = (),
     ) -> None:
         self.settings = settings
+        self._tools = tuple(tools)
         self.model = LlamaModel(path, settings.gpu_layers)
         self._context: Context | None = None
         self.restored = False
         """Whether the shared prompt was read from a saved state."""
         try:
-            self.shared = SharedPrompt(self.model, preamble)
+            self.shared = SharedPrompt(self.model, preamble, tools)
             self._grammar = Grammar(self.model, schema) if schema else None
             closed = closed_answers(schema)
             self._trie = self._branches(closed) if closed else None
@@ -150,7 +157,7 @@ class Runtime:
         Raises InvalidInput where prompt and answer do not fit the model's context.
         """
         started = time.perf_counter()
-        shared, own = self.shared.split(messages)
+        shared, own = self.shared.split(messages, self._tools)
         self.prepare(len(self.shared.tokens) - shared + len(own), max_tokens)
         work = _Work(self.model, started, on_text, max_tokens)
         try:

@@ -210,7 +210,8 @@ def _loaded(task: dict[str, Any], begun: float) -> tuple[BatchEngine, Callable[[
     from .sampling import Sampling
 
     model = LlamaModel(Path(task["model"]), task["gpu_layers"])
-    shared = SharedPrompt(model, messages_of("task", {"messages": task["preamble"]}) if task["preamble"] else ())
+    before = messages_of("task", {"messages": task["preamble"]}) if task["preamble"] else ()
+    shared = SharedPrompt(model, before, tools_of("task", task["prompts"][0].get("tools")))
     grammar = Grammar(model, task["schema"]) if task["schema"] and not task["endless"] else None
     sampling, keeps = Sampling(task["max_tokens"]), task["cache"] == "cached-prefix"
 

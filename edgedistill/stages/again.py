@@ -11,13 +11,13 @@ from ..errors import InvalidInput
 from ..recipe import Recipe
 from ..records import Completion, Prompt, digest
 from ..run import Progress, Run, stop_if_asked
-from ..schema import load_schema
 from ..store import Store
 from ..teachers import TeacherTask, preamble
 from ..teachers.identity import fetch_teacher
 from .calibration import asks_calibration
 from .candidates import answering
 from .keys import row_key, teacher_identity
+from .on_offer import teacher_rule
 
 __all__ = ["ASKED_AGAIN", "asked_again", "noise_plan"]
 
@@ -37,7 +37,7 @@ def asked_again(
     told = [how.samples, how.temperature, how.top_p, how.top_k, how.min_p, recipe.seed]
     identity = digest("again", teacher_identity(recipe, teacher, weights.sha256), told)
     keys = {prompt.id: [row_key(prompt, identity, sample) for sample in range(noise.samples)] for prompt in prompts}
-    schema = load_schema(recipe)
+    schema = teacher_rule(recipe, teacher)
     tools = next((prompt.tools for prompt in prompts), ())
     task = TeacherTask(weights.path, weights.sha256, preamble(recipe, teacher), schema, run.scratch, teacher, tools)
     with ExitStack() as stack:

@@ -13,11 +13,12 @@ from ..llamacpp.runtime import Runtime, RuntimeSettings
 from ..llamacpp.tuning import tuned
 from ..models import cache_root, check_gguf
 from ..recipe import Recipe
-from ..records import Message, read_prompts
+from ..records import Message, Tool, read_prompts
 from ..report.summary import document
 from ..run import Run, cores, file_sha256
-from ..schema import load_schema, read_schema
+from ..schema import read_schema
 from .golden import GOLDEN, read_golden, saved_states, weights_of
+from .on_offer import device_rule, recipe_tools
 
 __all__ = ["Subject", "file_subject", "kept_tunings", "package_subject", "run_subject", "runtime_of"]
 
@@ -37,6 +38,8 @@ class Subject:
     """Conversations behind the preamble."""
     states: Callable[[], Sequence[PrefixCache]] | None = None
     """Where a package brings the state of its preamble."""
+    tools: tuple[Tool, ...] = ()
+    """What the model is shown to be on offer."""
 
 
 def package_subject(folder: Path) -> Subject:
@@ -47,7 +50,8 @@ def package_subject(folder: Path) -> Subject:
     model, golden = weights_of(folder), read_golden(folder)
     check_gguf(model)
     prompts = tuple(turns[1:] for turns in golden.conversations)
-    return Subject(model, golden.preamble, golden.schema, golden.max_tokens, prompts, saved_states(folder, model))
+    states = saved_states(folder, model)
+    return Subject(model, golden.preamble, golden.schema, golden.max_tokens, prompts, states, golden.tools)
 
 
 def run_subject(recipe: Recipe, run: Run) -> Subject:
@@ -72,9 +76,10 @@ def recipe_subject(recipe: Recipe, model: Path) -> Subject:
     return Subject(
         model,
         with_system(recipe.student.system, ()),
-        load_schema(recipe) if recipe.evaluate.constrained else None,
+        device_rule(recipe),
         recipe.evaluate.max_tokens,
         tuple(row.messages for row in rows),
+        tools=recipe_tools(recipe) if recipe.tools.student else (),
     )
 
 
@@ -104,9 +109,8 @@ def runtime_of(subject: Subject, threads: int = 0) -> Runtime:
     settings = tuned(subject.model, kept_tunings()) or RuntimeSettings(cores())
     if threads:
         settings = replace(settings, threads=threads, prompt_threads=threads)
-    return Runtime(
-        subject.model, subject.preamble, subject.schema, replace(settings, prefixes=lambda: _states(subject))
-    )
+    settings = replace(settings, prefixes=lambda: _states(subject))
+    return Runtime(subject.model, subject.preamble, subject.schema, settings, subject.tools)
 
 
 def _states(subject: Subject) -> list[PrefixCache]:

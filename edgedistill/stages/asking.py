@@ -13,6 +13,7 @@ from ..records import Completion, Place, Prompt, placed_prompts
 from ..run import Progress, stop_if_asked
 from ..store import Mark, Store
 from .keys import AnswerKeys
+from .trajectories import keep
 
 __all__ = ["Asking", "Pass", "Source", "Tally"]
 
@@ -158,7 +159,7 @@ class Asking:
         key = asked.keys[completion.sample] if asked else ""
         if asked is None or key not in asked.missing:  # it was there already
             return False
-        is_new = self.store.add(key, completion, self.number)
+        is_new = keep(self.store, key, completion, self.number)
         asked.missing.discard(key)
         row = asked.row
         row.left, row.rows, row.tokens = row.left - 1, row.rows + 1, row.tokens + completion.completion_tokens

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..contract import BenchSettings, EvaluateSettings
 from ..hardware import governor
@@ -17,11 +17,11 @@ from ..models.content import size_of
 from ..recipe import Recipe
 from ..records import Prompt
 from ..run import Progress, Run, cores, machine, stop_if_asked, write_whole
-from ..schema import load_schema
 from ..teachers.streaming import StreamedModel, StreamingTask
 from .candidates import Candidate, answering, greedy, quant_candidates, teacher_candidates
 from .latency import CONFIDENCE, PAIRS, bounds, drift, needed, percentiles, plan_for, ratio_of_medians
 from .lengths import of_length, recipe_prompts, timed_prompts
+from .on_offer import as_shown, device_rule, server_rule
 from .turns import Contender, Rules, Timed, Timing, fit_together, take_turns
 
 __all__ = ["Trial", "bench", "compare", "make_trial", "time_all"]
@@ -47,6 +47,12 @@ class Trial:
     gpu_layers: int = -1
     scratch: Path | None = None
     """Where prefix states may be kept, if anywhere."""
+    shown: Callable[[Prompt, Literal["teacher", "student"]], Prompt] | None = None
+    """A prompt as a teacher or a student sees it; left out, both see it as it is."""
+
+    def asked(self, person: Candidate) -> Sequence[Prompt]:
+        """The prompts as a candidate sees them."""
+        return self.prompts if self.shown is None else [self.shown(one, person.prompt) for one in self.prompts]
 
     @property
     def threads(self) -> int:
@@ -90,11 +96,12 @@ def make_trial(
     return Trial(
         settings,
         as_stated(prompts, settings, people),
-        load_schema(recipe) if recipe and evaluated.constrained else None,
+        device_rule(recipe) if recipe else None,
         settings.output_tokens or evaluated.max_tokens,
         seed,
         recipe.teach.gpu_layers if recipe else -1,
         scratch,
+        partial(as_shown, recipe) if recipe else None,
     )
 
 
@@ -167,8 +174,8 @@ def _opener(person: Candidate, trial: Trial) -> Callable[[], Timed]:
     task = StreamingTask(
         asked=person.asked,
         preamble=person.preamble,
-        schema=None if endless else trial.schema,
-        prompts=trial.prompts,
+        schema=None if endless else server_rule(trial.schema),
+        prompts=trial.asked(person),
         max_tokens=trial.max_tokens,
         endless=endless,
         reuses_prefix=trial.settings.cache == "cached-prefix",
@@ -183,7 +190,7 @@ def _task(person: Candidate, trial: Trial) -> TimingTask:
         model=person.gguf,
         preamble=person.preamble,
         schema=None if endless else trial.schema,
-        prompts=trial.prompts,
+        prompts=trial.asked(person),
         max_tokens=trial.max_tokens,
         threads=trial.threads,
         gpu_layers=trial.gpu_layers,
@@ -249,13 +256,14 @@ def _figures(timing: Timing, rules: Rules) -> dict[str, Any]:
 def _through_backend(recipe: Recipe, person: Candidate, trial: Trial, progress: Progress) -> dict[str, Any]:
     """The figures of a teacher that is no GGUF; its backend does not tell when the first token came."""
     warmup = trial.settings.warmup
-    asked = trial.prompts[: warmup + BACKEND_REQUESTS]
+    asked = trial.asked(person)[: warmup + BACKEND_REQUESTS]
     counted = {prompt.id for prompt in asked[warmup:]}
     # answers are written out even where they are a closed set: that is what the teacher would take in its place
     settings = greedy(recipe).model_copy(update={"slots": 1, "closed": False})
     records: list[dict[str, Any]] = []
     assert trial.scratch is not None
-    with answering(person.task(trial.schema, trial.scratch), asked, settings, recipe.seed) as answers:
+    rule = server_rule(trial.schema) if person.asked and person.asked.backend == "openai" else trial.schema
+    with answering(person.task(rule, trial.scratch, asked[0].tools), asked, settings, recipe.seed) as answers:
         for number, completion in enumerate(answers, start=1):
             progress(f"timing {person.name}", number, len(asked))
             stop_if_asked()

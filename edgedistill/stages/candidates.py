@@ -19,6 +19,7 @@ from ..teachers import Teacher, TeacherTask, load_teacher, preamble
 from ..teachers.identity import fetch_teacher
 from .export import F16_NAME, to_gguf
 from .imported import base_folder
+from .on_offer import learned_tools, recipe_tools
 
 __all__ = [
     "Candidate",
@@ -135,7 +136,11 @@ def base_candidates(recipe: Recipe, run: Run, out: Path, progress: Progress) -> 
     sha = file_sha256(path)
     plain = Candidate("untrained student", "base", "F16", path, sha, with_system(recipe.student.system, ()), "student")
     prompted = replace(plain, name="untrained student, teacher's prompt", preamble=preamble(recipe), prompt="teacher")
-    return [prompted, plain] if fits_context(path, prompted.preamble, recipe.evaluate.max_tokens) else [plain]
+    return (
+        [prompted, plain]
+        if fits_context(path, prompted.preamble, recipe.evaluate.max_tokens, recipe_tools(recipe))
+        else [plain]
+    )
 
 
 def student_candidate(recipe: Recipe, run: Run) -> Candidate:
@@ -145,9 +150,9 @@ def student_candidate(recipe: Recipe, run: Run) -> Candidate:
 def whole_prompt_candidate(recipe: Recipe, run: Run) -> list[Candidate]:
     """The student with the teacher's whole prompt; nothing where that is its own, or does not fit its context."""
     plain, shown = student_candidate(recipe, run), preamble(recipe)
-    if not recipe.evaluate.whole_prompt or shown == plain.preamble:
+    if not recipe.evaluate.whole_prompt or (shown == plain.preamble and not learned_tools(recipe)):
         return []
-    if not fits_context(plain.gguf, shown, recipe.evaluate.max_tokens):
+    if not fits_context(plain.gguf, shown, recipe.evaluate.max_tokens, recipe_tools(recipe)):
         return []
     return [replace(plain, name=f"{plain.name}, teacher's prompt", preamble=shown, prompt="teacher")]
 

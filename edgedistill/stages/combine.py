@@ -40,10 +40,10 @@ class Answered:
 
     def asked(self, prompt: Prompt) -> Prompt:
         """The prompt with what the teacher answered before in its place."""
-        if not self.earlier:
+        if not self.earlier and not self.completion.steps:
             return prompt
-        said = [Message("assistant", turn.text) for turn in self.earlier]
-        return replace(prompt, messages=woven(prompt.messages, said))
+        said = [(*turn.steps, Message("assistant", turn.text)) for turn in self.earlier]
+        return replace(prompt, messages=(*woven(prompt.messages, said), *self.completion.steps))
 
 
 def combined(

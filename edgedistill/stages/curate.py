@@ -12,7 +12,7 @@ from typing import Any
 from ..curation import broken_rule
 from ..errors import InvalidInput
 from ..recipe import CurateSettings, Recipe
-from ..records import Completion, Message, Prompt, chat_row, iter_prompts, json_lines, sample_of
+from ..records import Completion, Message, Prompt, Tool, chat_row, iter_prompts, json_lines, sample_of
 from ..run import Progress, Run, cores, stop_if_asked, write_whole
 from ..schema import load_schema, schema_validator
 from ..similarity import SimilarTexts, Sketcher, in_blocks
@@ -20,6 +20,7 @@ from .again import asked_again
 from .combine import Answered, answer_key, combined, verified
 from .dialogue import parts, woven
 from .keys import AnswerKeys
+from .on_offer import learned_tools
 from .prompts import SAMPLED
 from .rating import Rating, chooses
 from .sorting import Again, SortedRows
@@ -38,7 +39,7 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     """Write `train.jsonl`, `valid.jsonl`, `rejected.jsonl` (with reasons) and `stats.json`."""
     total = row_count(prompts_file(run))
     keys = taught_keys(recipe, run)
-    done = 0
+    learned, done = learned_tools(recipe), 0
     with ExitStack() as stack:
         rows = SortedRows(recipe.curate, out, stack)
         with ExitStack() as asking:  # over before a teacher is asked again: no two models are there at once
@@ -46,10 +47,11 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
             for block in in_blocks(answers(recipe, run), lambda row: row[0].text):
                 for (prompt, given), verdict in zip(block, screen.sifted(block), strict=True):
                     if isinstance(verdict, dict):
-                        rows.reject(_row(prompt, given[0] if given else None, verdict))
+                        rows.reject(_row(prompt, given[0] if given else None, verdict, learned))
                     else:
                         for one in verdict:
-                            rows.keep(_row(prompt, one, _kept(prompt, one, keys)), prompt, one.completion.text)
+                            row = _row(prompt, one, _kept(prompt, one, keys), learned)
+                            rows.keep(row, prompt, one.completion.text)
                 done += len(block)
                 progress("curating", done, total)
         rows.settle(lambda doubted: _again(recipe, run, out, doubted, (screen, progress)))
@@ -70,6 +72,8 @@ def _again(
 
     Rows with several questions or calls of tools stay as they are.
     """
+    if recipe.tools.results != "none":
+        return {}
     screen, progress = told
     texts = {row["_ed"]["id"]: row["messages"][-1].get("content") for row in doubted}
     prompts = {one.id: one for one in iter_prompts(prompts_file(run)) if texts.get(one.id) and len(parts(one)) == 1}
@@ -80,15 +84,20 @@ def _again(
         if isinstance(verdict, dict):
             found[name] = verdict["reason"], verdict.get("what", "its label was suspicious, and was asked for again")
         elif answer_key(verdict[0].completion.text) != answer_key(there.text):
-            found[name] = _row(prompts[name], verdict[0], {"was": there.text})
+            found[name] = _row(prompts[name], verdict[0], {"was": there.text}, learned_tools(recipe))
     return found
 
 
-def _row(prompt: Prompt, one: Answered | None, more: dict[str, Any]) -> dict[str, Any]:
-    """The whole conversation, with every answer in its place; of a prompt without one, the empty text."""
-    texts = [""] if one is None else [turn.text for turn in (*one.earlier, one.completion)]
-    turns = woven(prompt.messages, [message_of(text, prompt.tools) for text in texts])
-    return {**chat_row(turns, prompt.tools), "_ed": {"id": prompt.id, **more}}
+def _row(prompt: Prompt, one: Answered | None, more: dict[str, Any], learned: tuple[Tool, ...]) -> dict[str, Any]:
+    """The whole conversation, with every answer in its place; of a prompt without one, the empty text.
+
+    Tools that are `learned` are not in it: the student will not be shown them.
+    """
+    said = () if one is None else (*one.earlier, one.completion)
+    answers = [(*turn.steps, message_of(turn.text, prompt.tools)) for turn in said] or [(Message("assistant", ""),)]
+    turns = woven(prompt.messages, answers)
+    tools = () if prompt.tools == learned else prompt.tools
+    return {**chat_row(turns, tools), "_ed": {"id": prompt.id, **more}}
 
 
 def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str, Any]:
@@ -101,11 +110,17 @@ def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str
         more["answers"] = {answer: round(share, 6) for answer, share in one.completion.answers.items()}
     if one.completion.targets is None:
         return more
-    if not one.earlier:
+    if not one.earlier and not one.completion.steps:
         return {**more, "key": keys[one.teacher].of(prompt)[one.completion.sample]}
-    told = [turn.targets is not None for turn in (*one.earlier, one.completion)]
+    said = (*one.earlier, one.completion)
     found = turn_keys(keys[one.teacher], prompt, one.completion.sample)
-    marks = [Message("assistant", key if is_told else "") for key, is_told in zip(found, told, strict=True)]
+    marks = [
+        (
+            *(replace(step, content="") for step in turn.steps),
+            Message("assistant", key if turn.targets is not None else ""),
+        )
+        for key, turn in zip(found, said, strict=True)
+    ]
     woven_in = woven([replace(message, content="") for message in prompt.messages], marks)
     return {**more, "keys": [turn.content or None for turn in woven_in if turn.role == "assistant"]}
 
@@ -114,7 +129,7 @@ class _Screen:
     """All rules of a recipe, with what they remember of the rows before."""
 
     def __init__(self, recipe: Recipe, run: Run, out: Path, progress: Progress, stack: ExitStack) -> None:
-        self._settings = recipe.curate
+        self._settings, self._tools = recipe.curate, recipe.tools
         self._rating = Rating(recipe, run, out, progress, stack) if recipe.curate.judge is not None else None
         # a judge that takes the best of several answers sees all of them
         self._combining = recipe.curate.model_copy(update={"combine": "union"}) if chooses(recipe) else recipe.curate
@@ -200,7 +215,7 @@ class _Screen:
 
     def _broken(self, prompt: Prompt, one: Answered) -> tuple[str, str] | None:
         """The first rule that any turn of an answer breaks, and what it says."""
-        turns = turns_of(prompt, one, self._is_valid)
+        turns = turns_of(prompt, one, self._is_valid, self._tools)
         found = (fault or broken_rule(given, self._settings) for given, fault in turns)
         return next((broken for broken in found if broken is not None), None)
 

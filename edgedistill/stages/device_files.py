@@ -37,6 +37,10 @@ class Device:
     """Of the teachers after the first."""
     threads: int = 0
     """Threads that the recipe's latency is promised for; 0 leaves them to the server."""
+    tools_file: str | None = None
+    """The tools that it calls, or None."""
+    shows_tools: bool = True
+    """Whether a request must bring them; else the model has learned them."""
 
     @property
     def licences(self) -> dict[str, Licence]:
@@ -178,6 +182,13 @@ def _use(device: Device, dated: bool) -> str:
         text += (
             f"\n\nAnswers were measured while decoded under `{device.schema_file}`. `serve.sh` does that by itself; "
             "Ollama does it when a request has the schema as its `format`."
+        )
+    if device.tools_file:
+        text += (
+            f"\n\nIt calls the tools of `{device.tools_file}`, "
+            f"{'which each request brings' if device.shows_tools else 'which it has learned: a request brings none'}. "
+            "`edgedistill answer` holds calls to their schemas where that was measured so; with a server, look at the "
+            "name and the arguments of each call before it is made."
         )
     if dated:
         text += (

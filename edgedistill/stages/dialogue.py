@@ -56,8 +56,10 @@ def parts(prompt: Prompt) -> list[Prompt]:
     return [*found, prompt]
 
 
-def woven(messages: Sequence[Message], answers: Sequence[Message]) -> tuple[Message, ...]:
+def woven(messages: Sequence[Message], answers: Sequence[Message | Sequence[Message]]) -> tuple[Message, ...]:
     """The conversation with answers put behind the messages that wait for one, as far as there are any.
+
+    An answer may be several messages: calls of tools, their results, and what is said in the end.
 
     >>> [one.content for one in woven([Message("user", "1"), Message("user", "3")], [Message("assistant", "2")])]
     ['1', '2', '3']
@@ -66,8 +68,8 @@ def woven(messages: Sequence[Message], answers: Sequence[Message]) -> tuple[Mess
     found: list[Message] = []
     for place, message in enumerate(messages):
         found.append(message)
-        if place in behind:
-            found.append(behind[place])
+        answer = behind.get(place, ())
+        found += [answer] if isinstance(answer, Message) else answer
     return tuple(found)
 
 
@@ -78,7 +80,7 @@ class _Talk:
     prompt: Prompt
     sample: int
     parts: list[Prompt]
-    answers: list[Message] = field(default_factory=list)
+    answers: list[tuple[Message, ...]] = field(default_factory=list)
 
     @property
     def is_over(self) -> bool:
@@ -91,7 +93,7 @@ class _Talk:
         return Prompt(name, woven(part.messages, self.answers), tools=part.tools)
 
     def answered(self, completion: Completion) -> None:
-        self.answers.append(Message("assistant", completion.text))
+        self.answers.append((*completion.steps, Message("assistant", completion.text)))
 
 
 def conversed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from ..recipe import Recipe
 from ..records import Completion, Prompt, Tool, digest, read_prompts
 from ..results import RESULTS, write_results
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, write_whole
-from ..schema import load_schema, schema_validator
 from ..store import Store
 from .calibration import calibrated
 from .candidates import (
@@ -31,9 +30,13 @@ from .candidates import (
 )
 from .contamination import refuse_contamination
 from .dialogue import Ask, conversed
+from .on_offer import as_shown, device_rule, is_fine, server_rule
 from .scorer_desk import Desk
 from .scorers import scored
 from .scoring import outcomes, result_rows, summary
+from .tool_results import loop_of
+from .trajectories import all_calls, keep, running
+from .trajectories import kept as trail
 
 __all__ = ["evaluate", "evaluate_on"]
 
@@ -109,7 +112,7 @@ def _compare(
             answers[person.name] = _answers(recipe, person, everything, (store, replace(place, progress=counted)))
         desk = Desk(store, place.run.offline, place.room, place.progress)
         scores = {kind: scored(recipe, rows, answers, desk) for kind, rows in prompts.items()}
-    is_valid = schema_validator(load_schema(recipe))
+    is_valid = is_fine(recipe)
     reference = answers[people[0].name]
     found = {
         kind: {
@@ -130,25 +133,33 @@ def _compare(
 
 
 def _answers(
-    recipe: Recipe, person: Candidate, prompts: Sequence[Prompt], where: tuple[Store, _Bench]
+    recipe: Recipe, person: Candidate, prompts: Sequence[Prompt], kept_in: tuple[Store, _Bench]
 ) -> dict[str, str]:
     """The candidate's text for each prompt; only those that the store does not hold are asked."""
-    store, place = where
-    schema = load_schema(recipe) if recipe.evaluate.constrained else None
-    kept = _Kept(store, _identity(recipe, person, schema))
-    todo = [prompt for prompt in prompts if kept.get(prompt) is None]
+    store, place = kept_in
+    rule = device_rule(recipe)
+    rule = server_rule(rule) if person.asked is not None and person.asked.backend == "openai" else rule
+    kept = _Kept(store, _identity(recipe, person, rule))
+    shown = {prompt.id: as_shown(recipe, prompt, person.prompt) for prompt in prompts}
+    todo = [prompt for prompt in shown.values() if kept.get(prompt) is None]
     if todo:
         opened_by = _of_gguf if person.asked is None else _of_backend
-        offer = (schema, todo[0].tools)
-        with opened_by(recipe, person, offer, place) as ask, closing(conversed(todo, 1, (ask, ask), kept)) as answers:
+        offer = (rule, todo[0].tools)
+        where = store, place.run, place.room, place.progress
+        with ExitStack() as stack:
+            ask = stack.enter_context(opened_by(recipe, person, offer, place))
+            loop = stack.enter_context(loop_of(recipe, recipe.teacher, kept.identity, where))
+            asks = (ask, ask) if loop is None else running((ask, ask), 1, loop)
             # closed before the model is: an engine that outlives its weights reads freed memory
+            answers = stack.enter_context(closing(conversed(todo, 1, asks, kept)))
             by_id = {prompt.id: prompt for prompt in todo}
             for number, completion in enumerate(answers, start=1):
                 kept.add(by_id[completion.prompt_id], completion)
                 place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
                 stop_if_asked()
-    found = {prompt.id: kept.get(prompt) for prompt in prompts}
-    return {name: calibrated(one, person.prior).text for name, one in found.items() if one is not None}
+    found = {name: kept.get(prompt) for name, prompt in shown.items()}
+    text = all_calls if recipe.evaluate.scorer == "tool" else (lambda completion: completion.text)
+    return {name: text(calibrated(one, person.prior)) for name, one in found.items() if one is not None}
 
 
 def _identity(recipe: Recipe, person: Candidate, schema: dict[str, Any] | None) -> str:
@@ -162,18 +173,18 @@ class _Kept:
     """A candidate's answers in the store, those in the middle of a conversation too."""
 
     def __init__(self, store: Store, identity: str) -> None:
-        self._store, self._identity = store, identity
+        self._store, self.identity = store, identity
 
     def get(self, part: Prompt, sample: int = 0) -> Completion | None:
-        return self._store.get(self._key(part))
+        return trail(self._store, self._key(part))
 
     def add(self, part: Prompt, completion: Completion) -> Completion:
-        self._store.add(self._key(part), completion)
-        return self._store.get(self._key(part)) or completion
+        keep(self._store, self._key(part), completion)
+        return trail(self._store, self._key(part)) or completion
 
     def _key(self, part: Prompt) -> str:
         tools = (list(part.tools),) if part.tools else ()
-        return digest([message.as_dict() for message in part.messages], self._identity, *tools)
+        return digest([message.as_dict() for message in part.messages], self.identity, *tools)
 
 
 @contextmanager

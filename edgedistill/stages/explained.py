@@ -46,7 +46,7 @@ def explained(recipe: Recipe, run: Run, row: str) -> dict[str, Any]:
 
     def said(one: Answered) -> dict[str, Any]:
         about = {"teacher": one.teacher + 1, "sample": one.completion.sample, "text": one.completion.text}
-        *earlier, last = map(rules, turns_of(prompt, one, is_valid))
+        *earlier, last = map(rules, turns_of(prompt, one, is_valid, recipe.tools))
         texts = [turn.text for turn in one.earlier]
         before = [{"text": text, **turn} for text, turn in zip(texts, earlier, strict=True)]
         value = stored_worth(recipe, run, prompt, one)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..chat import answer_text, with_system
+from ..chat import with_system
 from ..errors import EdgeDistillError, GateMissed, InvalidInput
 from ..llamacpp.answer import SharedPrompt
 from ..llamacpp.calibration import BUSY, Profile, load_profile
@@ -20,6 +20,8 @@ from ..records import Message, Prompt, common_length, read_prompts
 from ..run import Run
 from ..students.encode import Encoder
 from .latency import nearest_rank
+from .on_offer import recipe_tools
+from .scorers import right_text
 
 __all__ = ["QUANTS", "Ask", "ask_of_recipe", "fit", "kept_profiles", "require_fit", "shape_of_identity", "types_asked"]
 
@@ -142,7 +144,9 @@ def ask_of_recipe(recipe: Recipe, identity: Identity) -> Ask:
     count, shared = _counting(recipe, identity)
     rows = read_prompts(recipe.file(recipe.evaluate.file))
     prompts = sorted(count(with_system(recipe.student.system, row.messages)) for row in rows) or [1]
-    answers = sorted(_answer_tokens(row, count, recipe.evaluate.max_tokens) for row in rows) or [1]
+    answers = sorted(
+        _answer_tokens(row, count, recipe.evaluate.max_tokens, recipe.evaluate.scorer) for row in rows
+    ) or [1]
     prompt = settings.prompt_tokens or nearest_rank(prompts, settings.percentile)
     kept = min(shared, prompt - 1) if settings.cache == "cached-prefix" else 0
     output = settings.output_tokens or min(recipe.evaluate.max_tokens, nearest_rank(answers, settings.percentile))
@@ -152,16 +156,17 @@ def ask_of_recipe(recipe: Recipe, identity: Identity) -> Ask:
 Count = Callable[[Sequence[Message]], int]
 
 
-def _answer_tokens(row: Prompt, count: Count, most: int) -> int:
+def _answer_tokens(row: Prompt, count: Count, most: int, scorer: str) -> int:
     """Tokens of a row's right answer, or the most there may be."""
     if row.expected is None:
         return most
-    both = (Message("user", "a"), Message("user", f"a {answer_text(row.expected)}"))
+    both = (Message("user", "a"), Message("user", f"a {right_text(scorer, row.expected)}"))
     return max(1, count(both[1:]) - count(both[:1]))
 
 
 def _counting(recipe: Recipe, identity: Identity) -> tuple[Count, int]:
     """How a conversation's tokens are counted, and how many all of the student's begin with."""
+    tools = recipe_tools(recipe) if recipe.tools.student else ()
     if identity.path is None:
         system = len(recipe.student.system) // CHARACTERS
         return lambda messages: sum(8 + len(one.content) // CHARACTERS for one in messages), system
@@ -169,15 +174,15 @@ def _counting(recipe: Recipe, identity: Identity) -> tuple[Count, int]:
         encoder = Encoder(identity.path)
 
         def ids(messages: Sequence[Message]) -> list[int]:
-            return encoder.ids(encoder.template.render(messages))
+            return encoder.ids(encoder.template.render(messages, tools=tools))
 
         one, other = (ids(with_system(recipe.student.system, (Message("user", text),))) for text in "ab")
         return lambda messages: len(ids(messages)), common_length(one, other)
     model = LlamaModel(identity.path, vocab_only=True)  # freed with what counts by it
     template = model.chat_template()
     return (
-        lambda messages: len(model.tokenize(template.render(messages))),
-        len(SharedPrompt(model, with_system(recipe.student.system, ())).tokens),
+        lambda messages: len(model.tokenize(template.render(messages, tools=tools))),
+        len(SharedPrompt(model, with_system(recipe.student.system, ()), tools).tokens),
     )
 
 

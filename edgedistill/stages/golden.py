@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
+from ..llamacpp.call_grammar import calls_rule
 from ..llamacpp.prefix import PrefixCache
 from ..llamacpp.runtime import Runtime, RuntimeSettings
-from ..records import Message, messages_of
+from ..records import Message, Tool, messages_of, tools_of
 from ..run import cores, file_sha256
 
-__all__ = ["GOLDEN", "SCHEMA", "Golden", "answers_of", "read_golden", "saved_states", "weights_of"]
+__all__ = ["GOLDEN", "SCHEMA", "TOOLS", "Golden", "answers_of", "read_golden", "saved_states", "weights_of"]
 
-GOLDEN, SCHEMA = "golden.json", "schema.json"
+GOLDEN, SCHEMA, TOOLS = "golden.json", "schema.json", "tools.json"
 LONGEST_ANSWER = 1 << 16
 
 
@@ -26,8 +27,11 @@ class Golden:
 
     conversations: tuple[tuple[Message, ...], ...]
     schema: dict[str, Any] | None
+    """Or the rule for calls."""
     max_tokens: int
     answers: tuple[str, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    """What the model is shown to be on offer."""
 
     @property
     def preamble(self) -> tuple[Message, ...]:
@@ -44,6 +48,9 @@ def read_golden(folder: Path) -> Golden:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         schema = json.loads((folder / SCHEMA).read_text(encoding="utf-8")) if data["schema"] else None
+        calls = data.get("tools") or {}
+        text = (folder / TOOLS).read_text(encoding="utf-8") if calls else "null"
+        tools = tools_of(str(folder / TOOLS), json.loads(text))
         rows, max_tokens = data["prompts"], data["max_tokens"]
         answers = tuple(str(row["answer"]) for row in rows)
         conversations = tuple(messages_of(str(path), row) for row in rows)
@@ -51,7 +58,8 @@ def read_golden(folder: Path) -> Golden:
         raise InvalidInput(f"{path}: not golden prompts ({error!r})", "Fetch the package again.") from error
     if not rows or type(max_tokens) is not int or not 1 <= max_tokens <= LONGEST_ANSWER:
         raise InvalidInput(f"{path}: no prompts, or max_tokens is {max_tokens!r}", "Fetch the package again.")
-    return Golden(conversations, schema, max_tokens, answers)
+    schema = calls_rule(tools) if calls.get("held") else schema
+    return Golden(conversations, schema, max_tokens, answers, tools if calls.get("shown") else ())
 
 
 def weights_of(folder: Path) -> Path:
@@ -77,6 +85,6 @@ def answers_of(
 ) -> tuple[list[str], bool]:
     """The model's greedy answer to each conversation, token by token; and whether a saved state was read for them."""
     settings = RuntimeSettings(cores(), prefixes=prefixes)
-    with Runtime(path, golden.preamble, golden.schema, settings) as runtime:
+    with Runtime(path, golden.preamble, golden.schema, settings, golden.tools) as runtime:
         texts = [runtime.answer(turns[1:], golden.max_tokens, jump=False).text for turns in golden.conversations]
         return texts, runtime.restored

@@ -12,13 +12,13 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from ..chat import answer_text
 from ..llamacpp.grammar import Grammar
 from ..llamacpp.model import LlamaModel
 from ..models import Identity
 from ..recipe import Recipe
 from ..records import iter_prompts
-from ..schema import load_schema
+from .on_offer import device_rule
+from .scorers import right_text
 
 __all__ = ["choosing_ns"]
 
@@ -28,11 +28,11 @@ CACHES = 64 << 20  # bytes: more than caches hold
 
 def choosing_ns(recipe: Recipe, identity: Identity) -> float:
     """Nanoseconds a token, by the student's tokenizer, on this machine; 0 where answers are free or none is known."""
-    schema = load_schema(recipe) if recipe.evaluate.constrained else None
+    schema = device_rule(recipe)
     if schema is None or identity.path is None:
         return 0.0
     rows = iter_prompts(recipe.file(recipe.evaluate.file))
-    known = (answer_text(row.expected) for row in rows if row.expected is not None)
+    known = (right_text(recipe.evaluate.scorer, row.expected) for row in rows if row.expected is not None)
     with _opened(identity.path) as (ids, size, grammar_of):
         grammar = grammar_of(schema)
         answers = [ids(text) for text in islice(known, ANSWERS)]

@@ -14,10 +14,12 @@ from ..llamacpp.comparison import ScoredText
 from ..llamacpp.divergence import Divergence, KeptRow, kept_rows
 from ..llamacpp.model import LlamaModel
 from ..recipe import Recipe
+from ..records import Tool
 from ..run import Progress, Run
 from ..students.encode import EncodedExample, Encoder
 from ..teachers import preamble
 from ..teachers.identity import fetch_teacher
+from .on_offer import recipe_tools
 from .prompt_source import source_prompts
 from .taught import SampledRow, TaughtRows
 from .tokenizers import SHOWN, aligner_between
@@ -106,14 +108,15 @@ def _asked(recipe: Recipe, run: Run, weights: Sequence[Path | None], rows: Seque
         return TeacherSide()
     with ExitStack() as stack:
         model = stack.enter_context(LlamaModel(path, vocab_only=True))
-        shared = SharedPrompt(model, preamble(recipe, recipe.teacher))
-        texts = [_shown(shared, row) for row in rows]
+        tools = recipe_tools(recipe)
+        shared = SharedPrompt(model, preamble(recipe, recipe.teacher), tools)
+        texts = [_shown(shared, row, row.tools or tools) for row in rows]
     return TeacherSide(model=path, texts=texts)
 
 
-def _shown(shared: SharedPrompt, row: SampledRow) -> ScoredText:
+def _shown(shared: SharedPrompt, row: SampledRow, tools: tuple[Tool, ...]) -> ScoredText:
     """A row behind the teacher's own prompt."""
-    count, own = shared.split(row.messages[:-1], row.tools)
+    count, own = shared.split(row.messages[:-1], tools)
     before = (*shared.tokens[:count], *own)
     return ScoredText((*before, *row.example.tokens[row.example.start :]), len(before))
 

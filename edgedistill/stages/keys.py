@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidInput
+from ..llamacpp.call_grammar import CALLS
 from ..recipe import Recipe, TeacherSettings
-from ..records import Place, Prompt, digest, messages_of, placed_lines, prompt_id, row_of, tools_of
+from ..records import Place, Prompt, Tool, digest, messages_of, placed_lines, prompt_id, row_of, tools_of
 from ..schema import kept_answers, load_schema
 from ..targets import VERSION
 from ..teachers import preamble
 from .dialogue import places
+from .on_offer import recipe_tools
 
 __all__ = ["AnswerKeys", "GivenAnswers", "given_answers", "parameters", "row_key", "teacher_identity"]
 
@@ -28,7 +30,8 @@ def teacher_identity(recipe: Recipe, teacher: TeacherSettings, sha256: str) -> s
     `sha256` is of the weights, or of a server's address and model.
     """
     shown = [message.as_dict() for message in preamble(recipe, teacher)]
-    return digest(teacher.backend, sha256, shown, parameters(recipe), load_schema(recipe))
+    held_to = load_schema(recipe) if recipe.tools.file is None else CALLS  # which tools is in the key of each row
+    return digest(teacher.backend, sha256, shown, parameters(recipe), held_to)
 
 
 def parameters(recipe: Recipe) -> dict[str, Any]:
@@ -54,11 +57,14 @@ def row_key(prompt: Prompt, identity: str, sample: int = 0, given: str | None = 
 
 
 class GivenAnswers:
-    """The answers of a file of chat rows by prompt. Only where they stand is kept in memory: 16 bytes a row."""
+    """The answers of a file of chat rows by prompt. Only where they stand is kept in memory: 16 bytes a row.
 
-    def __init__(self, path: Path) -> None:
+    `tools` are on offer in rows that bring none.
+    """
+
+    def __init__(self, path: Path, tools: tuple[Tool, ...] = ()) -> None:
         self._path = path
-        found = np.fromiter(_answered(path), dtype=[("id", "<u8"), ("offset", "<u8"), ("line", "<u8")])
+        found = np.fromiter(_answered(path, tools), dtype=[("id", "<u8"), ("offset", "<u8"), ("line", "<u8")])
         _, first = np.unique(found["id"], return_index=True)  # of two answers to one prompt, the first
         self._rows = found[first]
         self._file = path.open("rb")
@@ -82,17 +88,19 @@ def given_answers(recipe: Recipe) -> GivenAnswers | None:
 
     Raises InvalidInput with file and line where a row does not end with an answer.
     """
-    return None if recipe.teach.answers is None else GivenAnswers(recipe.file(recipe.teach.answers))
+    return (
+        None if recipe.teach.answers is None else GivenAnswers(recipe.file(recipe.teach.answers), recipe_tools(recipe))
+    )
 
 
-def _answered(path: Path) -> Iterator[tuple[int, int, int]]:
+def _answered(path: Path, offered: tuple[Tool, ...]) -> Iterator[tuple[int, int, int]]:
     """Prompt id, offset and number of each row."""
     before = Place()
     for place, line in placed_lines(path):
         if line.strip():
             where = f"{path}:{place.line}"
             row = row_of(where, line)
-            messages, tools = messages_of(where, row), tools_of(where, row.get("tools"))
+            messages, tools = messages_of(where, row), tools_of(where, row.get("tools")) or offered
             if len(messages) < 2 or messages[-1].role != "assistant":
                 raise InvalidInput(f"{where}: a given answer is the assistant's, behind its prompt", "Add the answer.")
             if messages[-1].tool_calls or messages[-1].reasoning:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+from ..chat import folder_template
 from ..errors import InvalidInput
+from ..llamacpp.call_grammar import calls_rule
+from ..llamacpp.grammar import require_decodable
+from ..models import identify
 from ..recipe import Recipe
-from ..records import Prompt, iter_prompts
+from ..records import Prompt, Tool, iter_prompts
 from ..run import Run
+from .on_offer import offered, recipe_tools
 from .prompt_source import prompt_source, source_prompts
-from .tool_calls import checks_of
+from .scorers import right_text
+from .tool_calls import checks_of, fault
+from .tool_results import require_results
 
 __all__ = ["require_tools"]
 
@@ -24,7 +31,10 @@ def require_tools(recipe: Recipe, run: Run) -> str:
 
     Raises InvalidInput where a tool's parameters are no schema, or a backend cannot take rows with different tools.
     """
-    found = {path: _sets(path, iter_prompts(path)) for path in recipe.files("evaluate").values()}
+    own = recipe_tools(recipe)
+    if own:
+        _require_own(recipe, run, own)
+    found = {path: _sets(path, offered(recipe, iter_prompts(path))) for path in recipe.files("evaluate").values()}
     source = prompt_source(recipe)
     if source is not None:
         found[source.path] = _sets(source.path, source_prompts(recipe))
@@ -38,7 +48,31 @@ def require_tools(recipe: Recipe, run: Run) -> str:
             f"{several}: rows offer different tools, which the '{shared}' backend cannot share a beginning among",
             "Give all rows the same tools, or let the 'llamacpp' or the 'openai' backend teach.",
         )
-    return f"{len(names)} tools, {'in different sets' if several is not None else 'the same in all rows'}"
+    learned = "" if not own or recipe.tools.student else "; the student is not shown them, it learns them"
+    sets = "in different sets" if several is not None else "the same in all rows"
+    return f"{len(names)} tools, {sets}{learned}; {require_results(recipe)}"
+
+
+def _require_own(recipe: Recipe, run: Run, tools: Sequence[Tool]) -> None:
+    """Whether calls of the recipe's own tools can be decoded, are what the eval rows expect, and the student sees them.
+
+    Raises InvalidInput where not.
+    """
+    checks_of(json.dumps(list(tools), sort_keys=True))
+    require_decodable(calls_rule(tools))
+    for path in recipe.files("evaluate").values() if recipe.evaluate.scorer == "tool" else ():
+        for row in iter_prompts(path):
+            wrong = None if row.expected is None else fault(right_text("tool", row.expected), row.tools or tools)
+            if wrong is not None:
+                raise InvalidInput(
+                    f"{path}: the expected answer of {row.text[:60]!r}: {wrong[1]}", "Correct the answer, or the tools."
+                )
+    folder = identify(recipe.reference("student"), ("hf", "gguf"), run.offline).path
+    if recipe.tools.student and folder is not None and folder.is_dir() and not folder_template(folder).shows_tools:
+        raise InvalidInput(
+            f"{recipe.path}: the student's chat template does not write tools",
+            "Write student = false in [tools], so that it learns them, or take another student.",
+        )
 
 
 def _sets(path: Path, rows: Iterator[Prompt]) -> set[str]:

@@ -15,14 +15,14 @@ from ..llamacpp.runtime import Runtime, RuntimeSettings
 from ..llamacpp.writer import gguf_file_name
 from ..models import Licence, check_gguf, identify, licence_text, vet_licence
 from ..recipe import Recipe
-from ..records import read_prompts
+from ..records import Tool, read_prompts
 from ..report.summary import document
 from ..run import Progress, Run, cores, file_sha256, stop_if_asked, whole_file, write_whole
-from ..schema import load_schema
 from ..teachers.identity import identify_teacher
 from .device_files import Device, licence_file, model_card, modelfile, serve_script
 from .dialogue import parts
-from .golden import GOLDEN, SCHEMA, Golden, answers_of, read_golden, saved_states, weights_of
+from .golden import GOLDEN, SCHEMA, TOOLS, Golden, answers_of, read_golden, saved_states, weights_of
+from .on_offer import device_rule, recipe_tools
 
 __all__ = ["Rejected", "package", "verify"]
 
@@ -58,7 +58,7 @@ def package(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str
         write_whole(folder / name, text.encode())
     (folder / "serve.sh").chmod(0o755)
     _write_golden(recipe, device, folder)
-    _write_state(device, folder, chosen["sha256"])
+    _write_state(device, folder, chosen["sha256"], recipe_tools(recipe) if recipe.tools.student else ())
     names = sorted(path.name for path in folder.iterdir())
     sums = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names)
     write_whole(folder / SUMS, sums.encode())
@@ -127,6 +127,8 @@ def _device(recipe: Recipe, run: Run, source: Path, quant: str) -> Device:
         student=learnt,
         others=tuple(taught[1:]),
         threads=recipe.bench.threads,
+        tools_file=TOOLS if recipe.tools.file else None,
+        shows_tools=recipe.tools.student,
     )
 
 
@@ -187,6 +189,8 @@ def _texts(recipe: Recipe, run: Run, device: Device, found: dict[str, Any]) -> d
     }
     if recipe.schema_file:
         texts[SCHEMA] = recipe.file(recipe.schema_file).read_text(encoding="utf-8")
+    if recipe.tools.file:
+        texts[TOOLS] = recipe.file(recipe.tools.file).read_text(encoding="utf-8")
     return texts
 
 
@@ -198,10 +202,13 @@ def _write_golden(recipe: Recipe, device: Device, folder: Path) -> None:
     """Ask the packaged file the first eval prompts, and keep what it answers."""
     prompts = read_prompts(recipe.file(recipe.evaluate.file))[: recipe.package.golden]
     conversations = tuple(with_system(device.system, parts(prompt)[0].messages) for prompt in prompts)
-    schema = load_schema(recipe) if device.schema_file else None
-    answers, _ = answers_of(folder / device.file, Golden(conversations, schema, device.max_tokens))
+    tools = recipe_tools(recipe) if recipe.tools.student else ()
+    asked = Golden(conversations, device_rule(recipe), device.max_tokens, tools=tools)
+    answers, _ = answers_of(folder / device.file, asked)
+    calls = {"shown": recipe.tools.student, "held": recipe.evaluate.constrained}
     golden = {
         "schema": device.schema_file,
+        **({"tools": calls} if recipe.tools.file else {}),
         "max_tokens": device.max_tokens,
         "prompts": [
             {"messages": [message.as_dict() for message in messages], "answer": answer}
@@ -211,10 +218,10 @@ def _write_golden(recipe: Recipe, device: Device, folder: Path) -> None:
     write_whole(folder / GOLDEN, json.dumps(golden, indent=1, ensure_ascii=False).encode())
 
 
-def _write_state(device: Device, folder: Path, sha256: str) -> None:
-    """Keep the state of the system text, where that is long enough to be worth it."""
+def _write_state(device: Device, folder: Path, sha256: str, tools: tuple[Tool, ...]) -> None:
+    """Keep the state of the system text and of the tools that the model is shown, where it is worth it."""
     settings = RuntimeSettings(cores(), prefixes=lambda: [PrefixCache(folder, sha256)])
-    with Runtime(folder / device.file, with_system(device.system, ()), None, settings) as runtime:
+    with Runtime(folder / device.file, with_system(device.system, ()), None, settings, tools) as runtime:
         runtime.prepare(1, 1)
 
 

@@ -18,6 +18,7 @@ from ..run import no_room
 from ..scrub import scrubbed
 from ..sources import Columns, Source, conversations, is_own, named, recognised
 from ..sources import row as row_of_conversation
+from .on_offer import offered
 
 __all__ = ["Reading", "longest_source_prompt", "own_rows", "prompt_row", "prompt_source", "scrubs", "source_prompts"]
 
@@ -118,7 +119,7 @@ def source_prompts(recipe: Recipe) -> Iterator[Prompt]:
     if source is None:
         return
     reading = Reading(source, scrubs(recipe))
-    yield from reading.prompts()
+    yield from offered(recipe, reading.prompts())
     reading.require_good()
 
 
@@ -134,7 +135,7 @@ def longest_source_prompt(recipe: Recipe) -> Prompt:
         return max(longest, *source_prompts(recipe), longest, key=lambda prompt: len(prompt.text))
     assert source is not None
     if is_own(source) and not scrubs(recipe):
-        return longest_prompt(source.path)
+        return next(offered(recipe, [longest_prompt(source.path)]))
     found = max(source_prompts(recipe), key=lambda prompt: len(prompt.text), default=None)
     if found is None:
         raise InvalidInput(f"{source.path}: no prompts", "Write at least one row.")

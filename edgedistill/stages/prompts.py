@@ -12,6 +12,7 @@ from ..records import iter_prompts, placed_lines, sample_of
 from ..run import Progress, Run
 from ..similarity import SimilarTexts, in_blocks
 from ..sources import content, is_own
+from .on_offer import offered
 from .prompt_source import Reading, own_rows, prompt_row, prompt_source, scrubs
 from .streams import Write, rows_file
 from .synthesis import DIVERSITY, add_synthesized
@@ -56,7 +57,8 @@ def _of_file(recipe: Recipe, out: Path, rows: tuple[Write, Write], progress: Pro
     ):
         total = sum(1 for _, line in placed_lines(source) if line.strip())
         limit = min(recipe.prompts.limit or total, total)
-        for block in in_blocks(spread(iter_prompts(source), total, limit), lambda prompt: prompt.text):
+        found_rows = offered(recipe, spread(iter_prompts(source), total, limit))
+        for block in in_blocks(found_rows, lambda prompt: prompt.text):
             for prompt, twin in zip(block, seen.screen([(one.id, one.text) for one in block]), strict=True):
                 if twin is None:
                     kept += 1

@@ -48,7 +48,15 @@ NAMED = 20  # lines that are named one by one
 
 
 def asked_keys(recipe: Recipe, run: Run, progress: Progress) -> list[AnswerKeys]:
-    """The keys of each teacher's answers, as the recipe asks for them now; weights are fetched only to be hashed."""
+    """The keys of each teacher's answers, as the recipe asks for them now; weights are fetched only to be hashed.
+
+    Raises InvalidInput where tools are run: a row of a file holds one answer, not the way to it.
+    """
+    if recipe.tools.results != "none":
+        raise InvalidInput(
+            f"{recipe.path}: calls are run (tools.results), and what leads to an answer is in no file of rows",
+            'Write results = "none", or let a teacher here answer.',
+        )
     given = given_answers(recipe)
     keys = []
     for teacher in recipe.teachers:

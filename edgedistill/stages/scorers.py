@@ -10,20 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..chat import json_instance
+from ..chat import answer_text, json_instance
 from ..errors import InvalidInput
+from ..messages import with_calls
 from ..recipe import Recipe
-from ..records import Prompt
+from ..records import Message, Prompt, ToolCall
 from .judging import judged
 from .sandbox import checked
 from .scorer_desk import Desk
 from .scoring import equal, same
 from .tool_calls import paired, said
 
-__all__ = ["SCORERS", "chrf", "fields", "label", "require_expected", "scored", "token_f1", "tool_call"]
+__all__ = ["SCORERS", "chrf", "fields", "label", "require_expected", "right_text", "scored", "token_f1", "tool_call"]
 
 CHRF_ORDER, CHRF_BETA = 6, 2
 NO_CALLS: tuple[Any, ...] = ([], {"tool_calls": []})
+IN_WORDS = "I have no tool that does this."
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 Scores = dict[str, list[float | None]]
@@ -162,6 +164,18 @@ def require_expected(scorer: str, prompt: Prompt, where: str) -> None:
             f"{where}: the expected answer of {prompt.text[:60]!r} is not {problem}",
             f"evaluate.scorer = '{scorer}' needs it so.",
         )
+
+
+def right_text(scorer: str, expected: Any) -> str:
+    """A right answer as a model writes it, for its length: calls in Hermes' form, JSON without spaces, or the text.
+
+    >>> right_text("tool", {"name": "now", "arguments": {}})
+    '<tool_call>\\n{"name": "now", "arguments": {}}\\n</tool_call>'
+    """
+    if scorer != "tool":
+        return answer_text(expected)
+    calls = [ToolCall(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in _calls(expected)]
+    return with_calls(Message("assistant", "" if calls else IN_WORDS, tuple(calls)))
 
 
 def _texts(expected: Any) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from ..chat import json_instance
 from ..records import Prompt
 from ..results import Row
+from .tool_calls import said
 
 __all__ = ["Outcome", "equal", "outcomes", "result_rows", "same", "summary", "wilson"]
 
@@ -32,7 +33,7 @@ class Outcome:
 def outcomes(
     prompts: Sequence[Prompt],
     texts: tuple[Mapping[str, str], Mapping[str, str]],
-    is_valid: Callable[[Any], bool] | None,
+    is_valid: Callable[[Prompt, str], bool],
     scores: tuple[Sequence[float | None], float],
 ) -> list[Outcome]:
     """The outcome of each prompt; `texts` are a candidate's answers and the teacher's, by prompt id.
@@ -44,7 +45,8 @@ def outcomes(
     for prompt, value in zip(prompts, scores[0], strict=True):
         answer = answers[prompt.id]
         right = None if value is None else value + ROUNDING >= scores[1]
-        found.append(Outcome(answer, _valid(answer, is_valid), value, right, equal(answer, teacher[prompt.id])))
+        is_same = equal(answer, teacher[prompt.id]) or same_calls(answer, teacher[prompt.id])
+        found.append(Outcome(answer, is_valid(prompt, answer), value, right, is_same))
     return found
 
 
@@ -116,6 +118,24 @@ def same(one: Any, other: Any) -> bool:
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
+def same_calls(one: str, other: str) -> bool:
+    """Whether two answers make the same calls, in whatever order, and say the same beside them.
+
+    >>> first, second = (f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>' for name in "ab")
+    >>> same_calls(first + second, second + first), same_calls(first, second), same_calls("Hi.", "Hello.")
+    (True, False, False)
+    """
+    mine, theirs = said(one), said(other)
+    left = list(theirs.calls)
+    for name, arguments in mine.calls:
+        place = next((at for at, call in enumerate(left) if call[0] == name and same(call[1], arguments)), None)
+        if place is None:
+            return False
+        del left[place]
+    is_broken = mine.is_broken or theirs.is_broken
+    return bool(mine.calls) and not left and not is_broken and mine.text == theirs.text
+
+
 def wilson(count: int, size: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson, JASA 1927), rounded to 4 digits.
 
@@ -132,10 +152,6 @@ def wilson(count: int, size: int) -> tuple[float, float]:
 def share(count: int, size: int) -> float | None:
     """A count as a share, or None of nothing."""
     return round(count / size, 4) if size else None
-
-
-def _valid(answer: str, is_valid: Callable[[Any], bool] | None) -> bool:
-    return bool(answer.strip()) if is_valid is None else bool(is_valid(json_instance(answer)))
 
 
 def _mean_interval(values: Sequence[float]) -> tuple[float, float]:

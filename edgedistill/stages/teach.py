@@ -12,16 +12,18 @@ from ..errors import EdgeDistillError, InvalidInput, Stopped
 from ..recipe import Recipe, TeachSettings
 from ..records import Completion, Example, Message, Prompt, Tool, Wanted, digest, iter_prompts
 from ..run import Progress, Run, file_sha256
-from ..schema import load_schema
 from ..store import Store
 from ..teachers import Teacher, TeacherTask, load_teacher, preamble
 from ..teachers.identity import fetch_teacher
 from .asking import Asking, Pass, Source, Tally
 from .calibration import asks_calibration, calibrated, prior_of
 from .combine import Answered
-from .dialogue import conversed, parts
+from .dialogue import Ask, conversed, parts
 from .failures import Failures
 from .keys import AnswerKeys, GivenAnswers, given_answers, teacher_identity
+from .on_offer import teacher_rule
+from .tool_results import loop_of
+from .trajectories import Loop, keep, kept, running, steps_key, with_steps
 
 __all__ = ["STORE", "answers", "prompts_file", "row_count", "taught_keys", "teach", "turn_keys"]
 
@@ -49,10 +51,12 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
                 assert found.sha256 is not None, "weights that were fetched have been hashed"
                 keys = AnswerKeys(teacher_identity(recipe, settings, found.sha256), samples, given)
                 shown = preamble(recipe, settings)
-                schema, tools = load_schema(recipe), first_tools(source.path)
+                schema, tools = teacher_rule(recipe, settings), first_tools(source.path)
                 task = TeacherTask(found.path, found.sha256, shown, schema, run.scratch, settings, tools)
                 asking = Asking(store, source, number, keys, tally, settings.backend == "openai")
-                _ask(recipe, task, (asking, given), failures)
+                place = store, run, run.scratch, progress
+                with loop_of(recipe, settings, keys.identity, place) as loop:
+                    _ask(recipe, task, (asking, given, loop), failures)
                 records.append({**found.record(), "identity": keys.identity})
                 if asks_calibration(recipe):
                     records[-1]["prior"] = _prior(store, keys, source.path)
@@ -168,17 +172,19 @@ class _Answered:
         self._store, self._keys, self._number = asking.store, asking.keys, asking.number
 
     def get(self, part: Prompt, sample: int) -> Completion | None:
-        return self._store.get(self._keys.part(part, sample))
+        return kept(self._store, self._keys.part(part, sample))
 
     def add(self, part: Prompt, completion: Completion) -> Completion:
         key = self._keys.part(part, completion.sample)
-        self._store.add(key, completion, self._number)
-        return self._store.get(key) or completion
+        keep(self._store, key, completion, self._number)
+        return kept(self._store, key) or completion
 
 
-def _ask(recipe: Recipe, task: TeacherTask, work: tuple[Asking, GivenAnswers | None], failures: Failures) -> None:
+def _ask(
+    recipe: Recipe, task: TeacherTask, work: tuple[Asking, GivenAnswers | None, Loop | None], failures: Failures
+) -> None:
     """All rows of one teacher: first those that it answers, then those whose answer is given."""
-    asking, given = work
+    asking, given, loop = work
     teacher = _Loaded(task)
     settings = recipe.teach
 
@@ -188,7 +194,9 @@ def _ask(recipe: Recipe, task: TeacherTask, work: tuple[Asking, GivenAnswers | N
     def complete(prompts: Iterator[Prompt]) -> Iterator[Completion]:
         one = settings.model_copy(update={"samples": 1})
         missing = partial(teacher.complete, settings=settings, seed=recipe.seed, wanted=asking.missing)
-        asks = (missing, partial(teacher.complete, settings=one, seed=recipe.seed))
+        asks: tuple[Ask, Ask] = (missing, partial(teacher.complete, settings=one, seed=recipe.seed))
+        if loop is not None:
+            asks = running(asks, settings.samples, loop, teacher.names)
         yield from conversed(prompts, settings.samples, asks, _Answered(asking), teacher.names)
         teacher.settle()
 
@@ -250,16 +258,17 @@ def answers(recipe: Recipe, run: Run, targets: bool = False) -> Iterator[tuple[P
     summary = run.summary("teach")
     teachers = taught_keys(recipe, run)
     priors = [teacher.get("prior") for teacher in summary["teachers"]]
-    prompts = iter_prompts(prompts_file(run))
+    prompts, runs = iter_prompts(prompts_file(run)), recipe.tools.results != "none"
     with Store(run.folder("teach") / STORE, read_only=True) as store:
         while block := list(islice(prompts, READ_AT_ONCE)):
             wanted = [[one for number, keys in enumerate(teachers) for one in _wanted(number, keys, p)] for p in block]
-            found = store.find([key for many in wanted for _, turns in many for key in turns], targets)
+            keys = [key for many in wanted for _, turns in many for key in turns]
+            found = store.find([*keys, *map(steps_key, keys)] if runs else keys, targets)
             for prompt, many in zip(block, wanted, strict=True):
                 whole = [(number, turns) for number, turns in many if all(key in found for key in turns)]
                 if len(whole) < len(many) and not summary["failed"]:
                     raise EdgeDistillError(f"{run.folder('teach')}: answers are missing", "Redo with --from teach.")
-                said = [(number, [found[key] for key in turns]) for number, turns in whole]
+                said = [(number, [with_steps(found, key) or found[key] for key in turns]) for number, turns in whole]
                 yield (
                     prompt,
                     [

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..chat import folder_template
 from ..errors import InvalidInput
-from ..llamacpp.grammar import Grammar
+from ..llamacpp.grammar import Grammar, Words
 from ..records import Message, read_json
 
 __all__ = ["Vocabulary"]
@@ -65,12 +65,13 @@ class Vocabulary:
         raise InvalidInput("the chat template ends an answer without a special token", "Use an instruct model.")
 
     def grammar(self, schema: dict[str, Any], vocab_size: int) -> Grammar:
-        """The grammar of a schema; `vocab_size` is how many logits the model gives."""
+        """The grammar of a schema or of calls; `vocab_size` is how many logits the model gives."""
         from llguidance import LLTokenizer
 
         size = max(vocab_size, self.size)
         tokenizer = LLTokenizer(self._tokenizer.to_str(), n_vocab=size, eos_token=sorted(self.ends))
-        return Grammar.of_tokenizer(tokenizer, vocab_size, schema)
+        words = Words(tokenizer, vocab_size, lambda: self.template, self._tokenizer.token_to_id)
+        return Grammar.of_words(words, schema)
 
     def _ends(self, folder: Path) -> frozenset[int]:
         """Tokens that end an answer: what the folder's files call end of sequence, and what the template puts there."""

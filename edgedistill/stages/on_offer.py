@@ -1,0 +1,126 @@
+"""The recipe's own tools: who is shown them, and how answers are held to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from ..chat import json_instance
+from ..errors import InvalidInput
+from ..llamacpp.call_grammar import CALLS, calls_rule
+from ..recipe import Recipe, TeacherSettings
+from ..records import Prompt, Tool, prompt_id, tools_of
+from ..schema import load_schema, schema_validator
+from .tool_calls import fault
+
+__all__ = [
+    "as_shown",
+    "device_rule",
+    "fine_by",
+    "is_fine",
+    "learned_tools",
+    "offered",
+    "recipe_tools",
+    "server_rule",
+    "teacher_rule",
+]
+
+Rule = dict[str, Any]
+
+
+def recipe_tools(recipe: Recipe) -> tuple[Tool, ...]:
+    """The tools of `tools.file`, none where the recipe names no file.
+
+    Raises InvalidInput that names the file where it holds no list of tools.
+    """
+    if recipe.tools.file is None:
+        return ()
+    path = recipe.file(recipe.tools.file)
+    try:
+        return read_tools(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: {error}", "Correct tools.file in the recipe.") from error
+
+
+@lru_cache(maxsize=4)
+def read_tools(path: Path, text: str) -> tuple[Tool, ...]:
+    """The tools in the text of a file. Raises what `recipe_tools` raises."""
+    try:
+        tools = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path}: not JSON ({error})", "Mend the file.") from error
+    found = tools_of(str(path), tools)
+    if not found:
+        raise InvalidInput(f"{path}: no tools", "Write a list of tools as OpenAI does.")
+    return found
+
+
+def offered(recipe: Recipe, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Prompts with the recipe's tools, where they bring none of their own."""
+    tools = recipe_tools(recipe)
+    for prompt in prompts:
+        yield _with(prompt, tools) if tools and not prompt.tools else prompt
+
+
+def as_shown(recipe: Recipe, prompt: Prompt, to: Literal["teacher", "student"]) -> Prompt:
+    """A row as a teacher sees it, or a student: where that learns the recipe's tools, without them."""
+    tools = recipe_tools(recipe)
+    if not tools:
+        return prompt
+    whole = prompt if prompt.tools else _with(prompt, tools)
+    return _with(whole, ()) if to == "student" and whole.tools == learned_tools(recipe) else whole
+
+
+def learned_tools(recipe: Recipe) -> tuple[Tool, ...]:
+    """The tools that the student is not shown but learns."""
+    return () if recipe.tools.student else recipe_tools(recipe)
+
+
+def teacher_rule(recipe: Recipe, teacher: TeacherSettings) -> Rule | None:
+    """What a teacher's answers are held to while they are decoded: the recipe's schema, or its tools."""
+    rule = load_schema(recipe) or _calls(recipe)
+    return server_rule(rule) if teacher.backend == "openai" else rule
+
+
+def device_rule(recipe: Recipe) -> Rule | None:
+    """The same for candidates, as far as the recipe wants them held to anything."""
+    return (load_schema(recipe) or _calls(recipe)) if recipe.evaluate.constrained else None
+
+
+def server_rule(rule: Rule | None) -> Rule | None:
+    """A rule as a server takes it: it is given tools with each request, and holds its calls to them itself."""
+    return None if rule is not None and CALLS in rule else rule
+
+
+def is_fine(recipe: Recipe) -> Callable[[Prompt, str], bool]:
+    """Whether an answer to a row of the recipe is valid, as `fine_by` tells it."""
+    return fine_by(schema_validator(load_schema(recipe)), recipe_tools(recipe))
+
+
+def fine_by(is_valid: Callable[[Any], bool] | None, tools: tuple[Tool, ...]) -> Callable[[Prompt, str], bool]:
+    """Whether an answer is valid: by the schema; by the tools on offer, where there are any; else, not empty.
+
+    >>> fine_by(None, ())(Prompt("1", ()), " ")
+    False
+    """
+
+    def check(prompt: Prompt, answer: str) -> bool:
+        if is_valid is not None:
+            return bool(is_valid(json_instance(answer)))
+        on_offer = prompt.tools or tools
+        return bool(answer.strip()) and (not on_offer or fault(answer, on_offer) is None)
+
+    return check
+
+
+def _calls(recipe: Recipe) -> Rule | None:
+    tools = recipe_tools(recipe)
+    return calls_rule(tools) if tools else None
+
+
+def _with(prompt: Prompt, tools: tuple[Tool, ...]) -> Prompt:
+    return replace(prompt, id=prompt_id(prompt.messages, tools), tools=tools)
