@@ -50,8 +50,11 @@ def find(text: str) -> list[Found]:
     []
     """
     found: list[Found] = []
+    looked_for, is_there = None, False
     for recogniser in RECOGNISERS:
-        if _may_be_in(recogniser.cheap, text):
+        if recogniser.cheap is not looked_for:  # those behind one another that share it are done with at once
+            looked_for, is_there = recogniser.cheap, _may_be_in(recogniser.cheap, text)
+        if is_there:
             new = [one for one in _of(recogniser, text) if _is_free(one, found)]
             found = sorted([*found, *new], key=_start)
     return found
@@ -59,7 +62,7 @@ def find(text: str) -> list[Found]:
 
 def _may_be_in(cheap: tuple[str, ...] | re.Pattern[str], text: str) -> bool:
     if isinstance(cheap, tuple):
-        return any(word in text for word in cheap)
+        return any(map(text.__contains__, cheap))
     return cheap.search(text) is not None
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from .tables import LATER, Count, Share, Table
 
-__all__ = ["CurateSettings", "NoiseSettings", "RubricSettings"]
+__all__ = ["CurateSettings", "NoiseSettings", "RubricSettings", "Rule"]
 
 # the rules of `curation.rules` that a recipe may do without
 Rule = Literal[

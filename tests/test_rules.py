@@ -16,9 +16,10 @@ from edgedistill.curation.languages import known_languages, other_language
 from edgedistill.curation.loops import repeats
 from edgedistill.curation.signs import invisible, special_token
 from edgedistill.pipeline import settings_of
-from edgedistill.recipe import CurateSettings, Rule, load_recipe
+from edgedistill.recipe import CurateSettings, load_recipe
 from edgedistill.records import Completion, Message, Prompt, read_prompts
 from edgedistill.schema import load_schema, schema_validator
+from edgedistill.vetting import Rule
 
 RECIPES = sorted(path.parent for path in Path(__file__).parents[1].glob("recipes/*/recipe.toml"))
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
