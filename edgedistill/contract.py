@@ -145,14 +145,16 @@ class EvaluateSettings(Table):
     constrained: StrictBool = True
     """Decode every candidate under the schema's grammar, as the packaged server does."""
     max_tokens: Count = 256
-    scorer: Literal["exact", "json", "label", "regex", "chrf", "f1", "tool", "command", "judge"] = "exact"
+    scorer: Literal[
+        "exact", "json", "label", "regex", "chrf", "f1", "tool", "number", "choice", "tests", "command", "judge"
+    ] = "exact"
     """How an answer is scored, from 0 to 1."""
     right_from: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 1.0
     """The score from which on a row counts as right."""
     command: tuple[str, ...] | None = None
     """For `command`: reads {"messages", "answer", "expected", "tags"} as JSON, prints a score; no shell is involved."""
     command_seconds: Annotated[StrictFloat, Field(gt=0.0)] = 10.0
-    """... for at most so long an answer ..."""
+    """... for at most so long an answer, and so the code for `tests` ..."""
     command_memory_mb: Count = 2048
     """... in so much memory."""
     judge: JudgeSettings | None = None

@@ -25,6 +25,8 @@ class StudentSettings(Table):
     """For `prune`: share of each feed-forward layer's width that stays, the most active on the training texts."""
     system: str = ""
     """The student's own system text, in training and afterwards. Short is fast."""
+    thinking: Annotated[StrictBool | None, LATER] = None
+    """Whether it thinks before it answers, by its template's switch; left out, as the template has it by default."""
 
     @model_validator(mode="after")
     def prunes_or_not(self) -> StudentSettings:

@@ -16,7 +16,7 @@ from .errors import InvalidInput
 __all__ = ["ROLES", "Message", "Tool", "ToolCall", "messages_of", "tools_of", "with_calls"]
 
 ROLES = ("system", "user", "assistant", "tool")
-MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 """What an unknown key may hold: servers write `"refusal": null` and the like."""
 
@@ -58,10 +58,13 @@ class Message:
     """Of a tool's result: the tool."""
     reasoning: str = ""
     """Of an assistant: what it thought before it answered, without the model's delimiters."""
+    is_learned: bool = True
+    """Of an assistant: whether a student learns this turn, or only sees it."""
 
     def as_dict(self) -> dict[str, Any]:
-        """As a row holds it."""
-        return self._dict([call.as_dict() for call in self.tool_calls])
+        """As a row holds it; a turn that is not learned has OpenAI's `weight` 0."""
+        found = self._dict([call.as_dict() for call in self.tool_calls])
+        return found if self.is_learned else {**found, "weight": 0}
 
     def as_turn(self) -> dict[str, Any]:
         """As a chat template takes it."""
@@ -123,7 +126,11 @@ def _message(where: str, message: Any) -> Message:
     if role != "assistant" and (calls or texts["reasoning_content"]):
         what = "tool_calls" if calls else "reasoning_content"
         raise InvalidInput(f"{where}: {what} in a message of the {role}", "Only an assistant's message has them.")
-    return Message(role, content, calls, texts["tool_call_id"], texts["name"], texts["reasoning_content"])
+    weight = message.get("weight")
+    if weight is not None and (role != "assistant" or isinstance(weight, bool) or weight not in (0, 1)):
+        raise InvalidInput(f"{where}: the weight of an assistant's message is 0 or 1", "Only such a message has one.")
+    names = texts["tool_call_id"], texts["name"], texts["reasoning_content"]
+    return Message(role, content, calls, *names, is_learned=weight != 0)
 
 
 def _calls(where: str, calls: Any) -> tuple[ToolCall, ...]:

@@ -24,6 +24,7 @@ from .stages.judging import judge_teacher
 from .stages.package import Rejected
 from .stages.prompt_source import scrubs
 from .stages.rating import rating_teacher
+from .stages.retries import checks
 from .stages.synthesis import written_by
 from .teachers.identity import fetch_teacher, identify_teacher
 
@@ -66,6 +67,8 @@ def stage_keys(recipe: Recipe, run: Run) -> dict[str, str]:
         parts += [contents(recipe, table) for table in stage.files_of]
         if stage.name == "prompts" and recipe.prompts.synthesize is not None:
             parts += [written_by(recipe, run), contents(recipe, "evaluate")]
+        if stage.name == "teach" and (recipe.teach.retries or recipe.curate.reasoning == "shorten"):
+            parts.append(checks(recipe.curate))
         key = keys[stage.name] = digest(parts)
     return keys
 

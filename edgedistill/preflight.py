@@ -40,12 +40,15 @@ from .stages.prompt_source import longest_source_prompt
 from .stages.quantizing import require_quantizable
 from .stages.questions import require_prompts
 from .stages.rating import chooses, rating_teacher
+from .stages.retries import TOLD
+from .stages.rightness import require_rightness
 from .stages.room import GIGABYTE, require_disk, require_memory, target_bytes
 from .stages.sandbox import confinement, scorer_command
 from .stages.scorers import require_expected
 from .stages.synthesis import require_synthesis
 from .stages.taught import require_taught
 from .stages.teach import WHOLE, row_count
+from .stages.thinking import require_switch
 from .stages.tokenizers import require_tokenizers
 from .stages.tracking import require_tracker
 from .students import require_student
@@ -121,6 +124,7 @@ def _several(recipe: Recipe, run: Run) -> str:
         + (f", at least {settings.agreement:g} of the votes" if settings.agreement else ""),
         "agree": "kept where all are equal",
         "best": "the best" if has_verifier else "the judge's choice" if chooses(recipe) else "the first valid one",
+        "shortest": "the shortest that is right",
         "union": "every different one is kept",
     }
     of = f" of each of {len(recipe.teachers)} teachers" if len(recipe.teachers) > 1 else ""
@@ -180,7 +184,7 @@ def _scorer(recipe: Recipe, run: Run) -> str:
         return f"{' '.join(scorer_command(recipe))}: {confinement()}"
     if settings.scorer == "judge":
         return f"a judge, {_asked(recipe, judge_teacher(recipe), run)}"
-    return settings.scorer
+    return f"tests, run as Python: {confinement()}" if settings.scorer == "tests" else settings.scorer
 
 
 def _judge(recipe: Recipe, run: Run) -> str:
@@ -274,16 +278,17 @@ def _student(recipe: Recipe, run: Run) -> str:
         ChatTemplate(str(in_gguf.get("tokenizer.chat_template", ""))) if in_gguf else folder_template(identity.path)
     )
     require_safe_template(str(identity.path), template, template, recipe.export.allow_template)
-    stays += day_note(template, recipe.student.system)
+    stays += day_note(template, recipe.student.system) + require_switch(template, recipe.student.thinking)
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF{stays}"
     longest = as_shown(recipe, longest_source_prompt(recipe), "student")
     asked = parts(longest)
     turns = woven(longest.messages, [Message("assistant", "yes")] * len(asked))
     row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns), longest.tools))
-    if row.start + len(asked) * recipe.teach.max_tokens > recipe.train.max_length:
+    answers = len(asked) + recipe.teach.retries
+    if row.start + answers * recipe.teach.max_tokens + recipe.teach.retries * TOLD > recipe.train.max_length:
         raise InvalidInput(
-            f"{recipe.path}: the longest prompt ({row.start} tokens) and {len(asked)} x teach.max_tokens "
+            f"{recipe.path}: the longest prompt ({row.start} tokens) and {answers} x teach.max_tokens "
             f"({recipe.teach.max_tokens}) exceed train.max_length ({recipe.train.max_length}): {longest.text[:60]!r}",
             "Raise train.max_length, or shorten the prompt.",
         )
@@ -315,6 +320,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "answers": _several,
     "judge": _judge,
     "wrong labels": noise_plan,
+    "right answers": require_rightness,
     "languages": require_languages,
     "targets": _targets,
     "loss": _loss,

@@ -92,6 +92,8 @@ class TeachSettings(Table):
     """Sample from tokens at least this probable, relative to the most probable one."""
     samples: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     """Answers to each prompt; more than one needs a temperature. `curate.combine` makes one of them."""
+    retries: Annotated[StrictInt, Field(ge=0, le=8), LATER] = 0
+    """Times that the teacher tries a wrong answer again (by `curate.right_by` and `verifier`), told what is wrong."""
     closed: StrictBool = True
     """Where the schema allows a finite set of answers, keep the probability of each instead of sampling one."""
     closed_floor: Annotated[StrictFloat, Field(ge=0.0, lt=1.0)] = 0.001
@@ -174,6 +176,14 @@ class Recipe(Table):
     def calls_or_schema(self) -> Recipe:
         if self.schema_file is not None and self.tools.file is not None:
             raise ValueError("schema_file and tools.file: calls are held to the schemas of their tools")
+        return self
+
+    @model_validator(mode="after")
+    def retries_what_is_wrong(self) -> Recipe:
+        if self.teach.retries and self.curate.right_by is None and self.curate.verifier is None:
+            raise ValueError("teach.retries needs curate.right_by or curate.verifier: nothing else tells what is wrong")
+        if self.tools.results != "none" and (self.teach.retries or self.curate.reasoning == "shorten"):
+            raise ValueError("tools.results: answers that ran tools are neither tried again nor shortened")
         return self
 
     @model_validator(mode="before")

@@ -72,18 +72,30 @@ class NoiseSettings(Table):
         return self
 
 
+# the scorers of `evaluate` that tell a right answer from a wrong one without anybody's help
+RightBy = Literal["exact", "json", "label", "regex", "tool", "number", "choice", "tests"]
+
+
 class CurateSettings(Table):
     """Which answers are worth learning."""
 
-    combine: Literal["vote", "agree", "best", "union"] = "vote"
+    combine: Literal["vote", "agree", "best", "shortest", "union"] = "vote"
     """What becomes of several answers (samples, teachers): the most frequent, only where all agree, the best by
-    `verifier`, `judge` or schema, or every different one."""
+    `verifier`, `judge` or schema, the shortest that is right, or every different one."""
+    right_by: Annotated[RightBy | None, LATER] = None
+    """The scorer that holds an answer against the `expected` of its prompt's row; wrong ones are not learned."""
     vote_by: Literal["answer", "field"] = "answer"
     """Whether a vote is on whole answers, or on each field of a JSON object."""
     agreement: Share = 0.0
     """For `vote`: the least share of the votes that an answer needs."""
     confidence: Share = 0.0
     """For closed answers: the least probability that the teacher gives its answer."""
+    reasoning: Annotated[Literal["keep", "strip", "shorten"], LATER] = "keep"
+    """What becomes of the trace before an answer: learned too, taken out, or written again by the teacher, shorter."""
+    reasoning_tokens: Annotated[Count, LATER] = 100
+    """For `shorten`: most tokens of the teacher that an answer may have with its trace."""
+    reasoning_over: Annotated[Literal["keep", "drop"], LATER] = "keep"
+    """For `shorten`: what becomes of a longer one of which no shorter one holds."""
     verifier: tuple[str, ...] | None = None
     """A command that reads {"messages", "answer"} as JSON and prints a score or `false`; no shell is involved. With
     `best` it chooses; otherwise it passes what was chosen."""
@@ -122,4 +134,10 @@ class CurateSettings(Table):
     def noise_has_one_answer(self) -> CurateSettings:
         if self.noise is not None and self.combine == "union":
             raise ValueError("noise looks for the one right answer to a prompt, combine = 'union' keeps several")
+        return self
+
+    @model_validator(mode="after")
+    def shortest_of_the_right(self) -> CurateSettings:
+        if self.combine == "shortest" and self.right_by is None and self.verifier is None:
+            raise ValueError('combine = "shortest" needs right_by or verifier: the shortest answer may be wrong')
         return self

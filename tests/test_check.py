@@ -66,6 +66,7 @@ def test_a_closed_set_of_answers_is_counted(pico_recipe: Path) -> None:
         ('combine = "agree"', "kept where all are equal"),
         ('combine = "union"', "every different one is kept"),
         ('combine = "best"', "the first valid one"),
+        ('combine = "shortest"\nverifier = ["true"]', "the shortest that is right, if it passes /"),
         ('combine = "best"\nverifier = ["true"]', "the best by /"),
     ],
 )

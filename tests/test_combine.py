@@ -52,7 +52,8 @@ def closed(*distributions: dict[str, float]) -> list[Answered]:
 
 
 def settings(**changes: Any) -> CurateSettings:
-    return CurateSettings(**changes)
+    more = {"right_by": "exact"} if changes.get("combine") == "shortest" else {}
+    return CurateSettings(**more, **changes)
 
 
 def kept(answers: list[Answered], is_valid: Callable[[Any], bool] | None = None, **changes: Any) -> list[str] | str:

@@ -271,7 +271,7 @@ CALL = {"type": "function", "function": {"name": "light", "arguments": "{}"}}
         ({"role": "user", "content": "x", "tool_calls": [CALL]}, "tool_calls in a message of the user"),
         ({"role": "tool", "content": "x", "reasoning_content": "hm"}, "reasoning_content in a message of the tool"),
         ({"role": "tool", "content": "x", "tool_call_id": 7}, "tool_call_id of a message must be text"),
-        ({"role": "user", "content": "x", "weight": 1}, "unknown key 'weight' in a message"),
+        ({"role": "user", "content": "x", "weight": 1}, "weight of an assistant's message"),
     ],
 )
 def test_a_message_that_would_lose_something_is_refused(message: dict[str, Any], words: str) -> None:

@@ -34,7 +34,7 @@ def score(
     prompts: list[Prompt], answers: dict[str, str], teacher: dict[str, str], is_valid: Callable[[Any], bool] | None
 ) -> dict[str, Any]:
     exact = [None if one.expected is None else float(equal(answers[one.id], one.expected)) for one in prompts]
-    return summary(prompts, outcomes(prompts, (answers, teacher), fine_by(is_valid, ()), (exact, 1.0)))
+    return summary(prompts, outcomes(prompts, (answers, teacher), fine_by(is_valid, ()), (exact, 1.0), equal))
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON))

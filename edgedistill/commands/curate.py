@@ -36,6 +36,8 @@ def _print(found: dict[str, Any]) -> None:
             click.echo(f"    {rule:<22}{'-' if said is None else said}")
         if "judge" in one:
             click.echo(f"    {'judge':<22}worth {one['judge']:.2f}, from 0 to 1")
+        if "wrong" in one:
+            click.echo(f"    {one['wrong'][0]:<22}{_short(one['wrong'][1])}")
     together = found["combined"]
     click.echo(f"  taken: {_short(together if isinstance(together, str) else ' | '.join(together))}")
     outcome = found["outcome"]

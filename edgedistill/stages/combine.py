@@ -37,13 +37,25 @@ class Answered:
     completion: Completion
     earlier: tuple[Completion, ...] = ()
     """What the same teacher answered before in the conversation, where several turns were asked."""
+    tried: tuple[tuple[str, str], ...] = ()
+    """What it answered first, and what it was then told: tries that failed, before this completion."""
+    key: str = ""
+    """Where the completion is stored, where it is such a later try."""
+    shorter: Completion | None = None
+    """What the teacher wrote when it was asked for a shorter trace."""
 
     def asked(self, prompt: Prompt) -> Prompt:
-        """The prompt with what the teacher answered before in its place."""
-        if not self.earlier and not self.completion.steps:
+        """The prompt with what the teacher answered before in its place, and the tries that failed behind it."""
+        if not self.earlier and not self.completion.steps and not self.tried:
             return prompt
         said = [(*turn.steps, Message("assistant", turn.text)) for turn in self.earlier]
-        return replace(prompt, messages=(*woven(prompt.messages, said), *self.completion.steps))
+        behind = (*self.completion.steps, *self.failures())
+        return replace(prompt, messages=(*woven(prompt.messages, said), *behind))
+
+    def failures(self) -> tuple[Message, ...]:
+        """The tries that failed and what was said to each, as turns of which none is learned."""
+        turns = ((Message("assistant", text, is_learned=False), Message("user", told)) for text, told in self.tried)
+        return tuple(turn for pair in turns for turn in pair)
 
 
 def combined(
@@ -57,7 +69,8 @@ def combined(
 
     `answers` are in the order of teachers and samples: where several are as good, the first is taken. One that was cut
     off takes no part where another is whole. One that is not valid under the schema (empty, where there is none) is
-    never taken, but its vote counts as one for nobody. A single answer passes as it is, unless a verifier judges it.
+    never taken, but its vote counts as one for nobody. Those that are known to be wrong are not among `answers`;
+    "shortest" takes the one of the fewest tokens. A single answer passes as it is, unless a verifier judges it.
     Reasons: "cut off", "empty", "schema", "no valid answer" (of a vote on fields), "teachers disagree", "verifier".
     `folder` is where the verifier runs.
     Raises InvalidInput where the verifier cannot be started.
@@ -73,6 +86,8 @@ def combined(
         return "schema" if any(one.completion.text.strip() for one in whole) else "empty"
     if settings.combine == "vote":
         return _voted(usable, len(whole), settings, is_valid)
+    if settings.combine == "shortest":
+        return [min(usable, key=_length)]
     if settings.combine == "best":
         return [usable[0]] if not is_verified else _best(prompt, usable, settings, folder) or "verifier"
     different: dict[str, Answered] = {}
@@ -81,6 +96,11 @@ def combined(
     if settings.combine == "agree" and len(different) > 1:
         return "teachers disagree"
     return list(different.values())
+
+
+def _length(one: Answered) -> tuple[int, int]:
+    """By the teacher's tokens; of answers from elsewhere, whose tokens nobody counted, by characters."""
+    return one.completion.completion_tokens, len(one.completion.text)
 
 
 def answer_key(text: str) -> str:

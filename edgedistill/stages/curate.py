@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +12,22 @@ from ..curation import broken_rule
 from ..errors import InvalidInput
 from ..recipe import CurateSettings, Recipe
 from ..records import Completion, Message, Prompt, Tool, chat_row, iter_prompts, json_lines, sample_of
-from ..run import Progress, Run, cores, stop_if_asked, write_whole
+from ..run import Progress, Run, write_whole
 from ..schema import load_schema, schema_validator
 from ..similarity import SimilarTexts, Sketcher, in_blocks
 from .again import asked_again
-from .combine import Answered, answer_key, combined, verified
+from .combine import Answered, answer_key, combined
 from .dialogue import parts, woven
 from .keys import AnswerKeys
 from .on_offer import learned_tools
 from .prompts import SAMPLED
 from .rating import Rating, chooses
+from .rightness import Fault, faults
+from .shortening import settled
 from .sorting import Again, SortedRows
 from .teach import answers, prompts_file, row_count, taught_keys, turn_keys
 from .tool_calls import message_of
+from .traces import learned_message
 from .turn_rules import turns_of
 
 __all__ = ["curate"]
@@ -39,21 +41,24 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
     """Write `train.jsonl`, `valid.jsonl`, `rejected.jsonl` (with reasons) and `stats.json`."""
     total = row_count(prompts_file(run))
     keys = taught_keys(recipe, run)
-    learned, done = learned_tools(recipe), 0
+    learned, done, told = learned_tools(recipe), 0, 0
     with ExitStack() as stack:
         rows = SortedRows(recipe.curate, out, stack)
         with ExitStack() as asking:  # over before a teacher is asked again: no two models are there at once
             screen = _Screen(recipe, run, out, progress, asking)
             for block in in_blocks(answers(recipe, run), lambda row: row[0].text):
+                told += sum(prompt.expected is not None for prompt, _ in block)
                 for (prompt, given), verdict in zip(block, screen.sifted(block), strict=True):
                     if isinstance(verdict, dict):
                         rows.reject(_row(prompt, given[0] if given else None, verdict, learned))
                     else:
                         for one in verdict:
-                            row = _row(prompt, one, _kept(prompt, one, keys), learned)
-                            rows.keep(row, prompt, one.completion.text)
+                            more = _kept(prompt, one, keys, recipe.curate)
+                            rows.keep(_row(prompt, one, more, learned, recipe.curate), prompt, one.completion.text)
                 done += len(block)
                 progress("curating", done, total)
+        if recipe.curate.right_by is not None and not told:
+            raise InvalidInput(f"{prompts_file(run)}: no row has `expected`", "Redo with --from prompts.")
         rows.settle(lambda doubted: _again(recipe, run, out, doubted, (screen, progress)))
     counts = rows.counts
     stats = {"prompts": done, "train": counts["train"], "valid": counts["valid"], "rejected": dict(rows.reasons)}
@@ -88,32 +93,46 @@ def _again(
     return found
 
 
-def _row(prompt: Prompt, one: Answered | None, more: dict[str, Any], learned: tuple[Tool, ...]) -> dict[str, Any]:
+def _row(
+    prompt: Prompt,
+    one: Answered | None,
+    more: dict[str, Any],
+    learned: tuple[Tool, ...],
+    settings: CurateSettings | None = None,
+) -> dict[str, Any]:
     """The whole conversation, with every answer in its place; of a prompt without one, the empty text.
 
-    Tools that are `learned` are not in it: the student will not be shown them.
+    Tools that are `learned` are not in it: the student will not be shown them. With settings, the answers are as they
+    are learned.
     """
+
+    def message(text: str) -> Message:
+        return message_of(text, prompt.tools) if settings is None else learned_message(text, prompt.tools, settings)
+
     said = () if one is None else (*one.earlier, one.completion)
-    answers = [(*turn.steps, message_of(turn.text, prompt.tools)) for turn in said] or [(Message("assistant", ""),)]
-    turns = woven(prompt.messages, answers)
+    answers = [(*turn.steps, message(turn.text)) for turn in said] or [(Message("assistant", ""),)]
+    *turns, last = woven(prompt.messages, answers)
+    failures = () if one is None else one.failures()
     tools = () if prompt.tools == learned else prompt.tools
-    return {**chat_row(turns, tools), "_ed": {"id": prompt.id, **more}}
+    return {**chat_row((*turns, *failures, last), tools), "_ed": {"id": prompt.id, **more}}
 
 
-def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str, Any]:
+def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys], settings: CurateSettings) -> dict[str, Any]:
     """What goes along with a row: each answer's probability, where the set of them is closed; where its targets are.
 
-    `keys` has, where several turns were asked, the place of each of the assistant's turns, or null.
+    `keys` has, where several turns were asked, the place of each of the assistant's turns that is learned, or null.
+    Targets are of the teacher's own words: an answer without its trace is learned by its text.
     """
     more: dict[str, Any] = {}
     if one.completion.answers is not None:
         more["answers"] = {answer: round(share, 6) for answer, share in one.completion.answers.items()}
-    if one.completion.targets is None:
+    if one.completion.targets is None or settings.reasoning == "strip":
         return more
+    last = one.key or keys[one.teacher].of(prompt)[one.completion.sample]
     if not one.earlier and not one.completion.steps:
-        return {**more, "key": keys[one.teacher].of(prompt)[one.completion.sample]}
+        return {**more, "key": last}
     said = (*one.earlier, one.completion)
-    found = turn_keys(keys[one.teacher], prompt, one.completion.sample)
+    found = [*turn_keys(keys[one.teacher], prompt, one.completion.sample)[:-1], last]
     marks = [
         (
             *(replace(step, content="") for step in turn.steps),
@@ -122,7 +141,12 @@ def _kept(prompt: Prompt, one: Answered, keys: Sequence[AnswerKeys]) -> dict[str
         for key, turn in zip(found, said, strict=True)
     ]
     woven_in = woven([replace(message, content="") for message in prompt.messages], marks)
-    return {**more, "keys": [turn.content or None for turn in woven_in if turn.role == "assistant"]}
+    learned = (turn for turn in woven_in if turn.role == "assistant" and turn.is_learned)
+    return {**more, "keys": [turn.content or None for turn in learned]}
+
+
+def _rejected(fault: Fault) -> dict[str, str]:
+    return {"reason": fault[0], "what": fault[1]}
 
 
 class _Screen:
@@ -146,8 +170,17 @@ class _Screen:
 
     def sifted(self, rows: Sequence[Row]) -> list[Verdict]:
         """For each row what is learnt of it, or the reason why nothing is, with the id of what it repeats."""
-        found: list[Verdict] = [self._answer(prompt, given) for prompt, given in rows]
-        if self._settings.verifier is not None and self._settings.combine != "best":
+        flat = [(prompt, one) for prompt, given in rows for one in given]
+        sifts = self._settings.combine == "shortest"
+        wrong = faults(flat, self._settings, self._folder, verifies=sifts)
+        right = [row for row, fault in zip(flat, wrong, strict=True) if fault is None]
+        lasting = iter(settled(right, self._settings, self._folder))
+        known = iter(
+            [next(lasting) if fault is None else (one, fault) for (_, one), fault in zip(flat, wrong, strict=True)]
+        )
+        looked = [[next(known) for _ in given] for _, given in rows]
+        found = [self._answer(prompt, given) for (prompt, _), given in zip(rows, looked, strict=True)]
+        if self._settings.verifier is not None and self._settings.combine not in ("best", "shortest"):
             self._verify(rows, found)
         good = _good(found)
         thresholds = self._settings.near_duplicate, self._settings.eval_overlap
@@ -167,7 +200,9 @@ class _Screen:
 
     def voted(self, prompt: Prompt, given: list[Answered]) -> Verdict:
         """What is learnt of answers by their vote, or the reason why nothing is."""
-        return self._answer(prompt, given, self._settings.model_copy(update={"combine": "vote"}))
+        wrong = faults([(prompt, one) for one in given], self._settings, self._folder, verifies=False)
+        combining = self._settings.model_copy(update={"combine": "vote"})
+        return self._answer(prompt, list(zip(given, wrong, strict=True)), combining)
 
     def _rate(self, rating: Rating, rows: Sequence[Row], found: list[Verdict]) -> None:
         """Take out each answer that the judge finds not good enough."""
@@ -177,31 +212,31 @@ class _Screen:
             found[number] = left or {"reason": "judge below threshold", "what": complaint}
 
     def _verify(self, rows: Sequence[Row], found: list[Verdict]) -> None:
-        """Take out each answer that the verifier does not pass; as many at a time as there are cores."""
+        """Take out each answer that the verifier does not pass."""
         chosen = [(number, one) for number, verdict in enumerate(found) if isinstance(verdict, list) for one in verdict]
         good: dict[int, list[Answered]] = {number: [] for number, _ in chosen}
-        complaints: dict[int, str] = {}
-
-        def verdict(pair: tuple[int, Answered]) -> tuple[float | None, str]:
-            number, one = pair
-            return verified(one.asked(rows[number][0]), one.completion.text, self._settings, self._folder)
-
-        with ThreadPoolExecutor(cores()) as pool:
-            try:
-                for (number, one), (score, complaint) in zip(chosen, pool.map(verdict, chosen), strict=True):
-                    if score is not None:
-                        good[number].append(one)
-                    complaints.setdefault(number, complaint)
-                    stop_if_asked()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        complaints: dict[int, Fault] = {}
+        asked = [(rows[number][0], one) for number, one in chosen]
+        for (number, one), fault in zip(chosen, faults(asked, self._settings, self._folder, True), strict=True):
+            if fault is None:
+                good[number].append(one)
+            else:
+                complaints.setdefault(number, fault)
         for number, left in good.items():
-            found[number] = left or {"reason": "verifier", "what": complaints[number]}
+            found[number] = left or _rejected(complaints[number])
 
-    def _answer(self, prompt: Prompt, given: list[Answered], combining: CurateSettings | None = None) -> Verdict:
-        if not given:
+    def _answer(
+        self, prompt: Prompt, looked: Sequence[tuple[Answered, Fault | None]], combining: CurateSettings | None = None
+    ) -> Verdict:
+        """What is learnt of the answers to a prompt, of which those that are wrong take no part."""
+        given = [one for one, fault in looked if fault is None]
+        faulty = next(((one, fault) for one, fault in looked if fault is not None), None)
+        if not looked:
             return {"reason": "no answer"}
-        chosen = combined(prompt, given, combining or self._combining, self._is_valid, self._folder)
+        how = combining or self._combining
+        chosen = combined(prompt, given, how, self._is_valid, self._folder) if given else "cut off"
+        if faulty is not None and chosen == "cut off":  # a rule that objects says more than that it is wrong
+            return _rejected(self._broken(prompt, faulty[0]) or faulty[1])
         if isinstance(chosen, str):
             return {"reason": chosen}
         good: list[Answered] = []
@@ -211,7 +246,7 @@ class _Screen:
             broken = broken or found
             if found is None:
                 good.append(one)
-        return good if broken is None or good else {"reason": broken[0], "what": broken[1]}
+        return good if broken is None or good else _rejected(broken)
 
     def _broken(self, prompt: Prompt, one: Answered) -> tuple[str, str] | None:
         """The first rule that any turn of an answer breaks, and what it says."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from .contamination import refuse_contamination
 from .dialogue import Ask, conversed
 from .on_offer import as_shown, device_rule, is_fine, server_rule
 from .scorer_desk import Desk
-from .scorers import scored
+from .scorers import agreed, scored
 from .scoring import outcomes, result_rows, summary
 from .tool_results import loop_of
 from .trajectories import all_calls, keep, running
@@ -114,9 +115,10 @@ def _compare(
         scores = {kind: scored(recipe, rows, answers, desk) for kind, rows in prompts.items()}
     is_valid = is_fine(recipe)
     reference = answers[people[0].name]
+    agrees = partial(agreed, recipe.evaluate.scorer)
     found = {
         kind: {
-            name: outcomes(rows, (given, reference), is_valid, (scores[kind][name], recipe.evaluate.right_from))
+            name: outcomes(rows, (given, reference), is_valid, (scores[kind][name], recipe.evaluate.right_from), agrees)
             for name, given in answers.items()
         }
         for kind, rows in prompts.items()

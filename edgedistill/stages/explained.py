@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..curation import RULES, Given
@@ -14,6 +14,7 @@ from ..schema import load_schema, schema_validator
 from ..similarity import normalised
 from .combine import Answered, combined
 from .rating import chooses, stored_worth
+from .rightness import Fault, faults
 from .sorting import SUSPECTS
 from .teach import answers, prompts_file
 from .turn_rules import turns_of
@@ -28,7 +29,8 @@ def explained(recipe: Recipe, run: Run, row: str) -> dict[str, Any]:
     """Everything about a row, given by its id, the beginning of it, or the text of its prompt.
 
     `answers` has of each answer what every rule says, None where it does not object, and the same of `earlier` turns;
-    `judge` is what the judge found an answer worth; `calls` is what is wrong with calls of tools;
+    `judge` is what the judge found an answer worth; `calls` is what is wrong with calls of tools; `wrong` says why the
+    answer is not right;
     `combined` what the answers came to; `outcome` where the row is now, with reason, and whether its label is
     suspicious. Raises InvalidInput where there is no such row, or several.
     """
@@ -54,14 +56,23 @@ def explained(recipe: Recipe, run: Run, row: str) -> dict[str, Any]:
         return {**about, **last, **judged, **({"earlier": before} if before else {})}
 
     combining = settings.model_copy(update={"combine": "union"}) if chooses(recipe) else settings
-    chosen = combined(prompt, given, combining, is_valid, recipe.path.parent) if given else "no answer"
+    sifts = settings.combine == "shortest"
+    wrong = faults([(prompt, one) for one in given], settings, recipe.path.parent, verifies=sifts)
+    right = [one for one, fault in zip(given, wrong, strict=True) if fault is None]
+    chosen = combined(prompt, right, combining, is_valid, recipe.path.parent) if right else _none_right(wrong)
     return {
         "id": prompt.id,
         "prompt": prompt.text,
-        "answers": [said(one) for one in given],
+        "answers": [
+            {**said(one), **({"wrong": fault} if fault else {})} for one, fault in zip(given, wrong, strict=True)
+        ],
         "combined": chosen if isinstance(chosen, str) else [one.completion.text for one in chosen],
         "outcome": _outcome(run, prompt.id),
     }
+
+
+def _none_right(wrong: Sequence[Fault | None]) -> str:
+    return next((fault[0] for fault in wrong if fault is not None), "no answer")
 
 
 def _wanted(run: Run, row: str) -> Prompt:

@@ -31,6 +31,7 @@ from ..students.prune import (
     require_statistics,
 )
 from .parity import prove_tokens
+from .thinking import switched
 
 __all__ = ["base_folder", "pruned", "require_prunable"]
 
@@ -43,13 +44,15 @@ TEXTS = 256  # of the training set, on which the feed-forward layers are measure
 def base_folder(recipe: Recipe, run: Run, progress: Progress) -> tuple[Weights, Path]:
     """The weights that the recipe names, and the folder of what is trained.
 
-    A GGUF is imported; with `student.init = "prune"` layers are then taken out. Raises GateMissed where the imported
+    A GGUF is imported; with `student.init = "prune"` layers are then taken out; with `student.thinking` its template's
+    switch is set. Raises GateMissed where the imported
     tokenizer does not read as the GGUF's own, InvalidInput where the model cannot be pruned as asked, EdgeDistillError
     where the pruned model is not the one that the run has trained.
     """
     weights = fetch(recipe.reference("student"), ("hf", "gguf"), run.offline, progress)
     folder = weights.path if weights.format == "hf" else _imported(weights, progress)
-    return weights, folder if recipe.student.init == "model" else _pruned(recipe, run, folder, progress)
+    found = folder if recipe.student.init == "model" else _pruned(recipe, run, folder, progress)
+    return weights, found if recipe.student.thinking is None else switched(found, recipe.student.thinking)
 
 
 def require_prunable(settings: StudentSettings, identity: Identity) -> str:

@@ -172,6 +172,8 @@ def _write(reading: Reading, path: Path) -> None:
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
     """A prompt as a row of a prompt file."""
     row = chat_row(prompt.messages, prompt.tools)
+    if prompt.expected is not None:
+        row["expected"] = prompt.expected
     if prompt.tags:
         row["tags"] = list(prompt.tags)
     if prompt.lineage:

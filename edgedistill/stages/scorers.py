@@ -13,15 +13,29 @@ from typing import Any
 from ..chat import answer_text, json_instance
 from ..errors import InvalidInput
 from ..messages import with_calls
-from ..recipe import Recipe
+from ..recipe import EvaluateSettings, Recipe
 from ..records import Message, Prompt, ToolCall
+from .final_answer import chosen, concluded, final_number, thought_and_said
 from .judging import judged
+from .passing import asserted, failures
 from .sandbox import checked
 from .scorer_desk import Desk
 from .scoring import equal, same
 from .tool_calls import paired, said
 
-__all__ = ["SCORERS", "chrf", "fields", "label", "require_expected", "right_text", "scored", "token_f1", "tool_call"]
+__all__ = [
+    "SCORERS",
+    "agreed",
+    "chrf",
+    "fields",
+    "fits_scorer",
+    "label",
+    "require_expected",
+    "right_text",
+    "scored",
+    "token_f1",
+    "tool_call",
+]
 
 CHRF_ORDER, CHRF_BETA = 6, 2
 NO_CALLS: tuple[Any, ...] = ([], {"tool_calls": []})
@@ -34,9 +48,12 @@ Scores = dict[str, list[float | None]]
 def scored(recipe: Recipe, prompts: Sequence[Prompt], answers: Mapping[str, Mapping[str, str]], desk: Desk) -> Scores:
     """The score of each candidate's answers by the recipe's scorer: by candidate's name, one a prompt.
 
-    `answers` hold texts by name and prompt id, the reference first. A prompt without a right answer has no score, but
-    of a command or a judge.
+    `answers` hold texts by name and prompt id, the reference first; what was thought before an answer is not scored. A
+    prompt without a right answer has no score, but of a command or a judge.
     """
+    if recipe.evaluate.scorer == "tests":
+        return passing_scores(recipe.evaluate, prompts, answers)
+    answers = {name: {key: thought_and_said(text)[1] for key, text in given.items()} for name, given in answers.items()}
     if recipe.evaluate.scorer == "command":
         return checked(recipe, prompts, answers)
     if recipe.evaluate.scorer == "judge":
@@ -46,6 +63,37 @@ def scored(recipe: Recipe, prompts: Sequence[Prompt], answers: Mapping[str, Mapp
         name: [None if one.expected is None else function(given[one.id], one.expected) for one in prompts]
         for name, given in answers.items()
     }
+
+
+def passing_scores(
+    settings: EvaluateSettings, prompts: Sequence[Prompt], answers: Mapping[str, Mapping[str, str]]
+) -> Scores:
+    """1 for each answer whose code passes the tests of its row, else 0; their mean is pass@1 (arXiv 2107.03374)."""
+    rows = [prompt for prompt in prompts if prompt.expected is not None]
+    cases = [(given[one.id], one.expected) for given in answers.values() for one in rows]
+    found = failures(cases, settings.command_seconds, settings.command_memory_mb)
+
+    def score(answer: str, expected: Any) -> float | None:
+        return None if expected is None else float(found[answer, json.dumps(expected)] is None)
+
+    return {name: [score(given[one.id], one.expected) for one in prompts] for name, given in answers.items()}
+
+
+def agreed(scorer: str, answer: str, other: str) -> bool:
+    """Whether two answers say the same: the same in the end, where the scorer looks at that alone.
+
+    >>> agreed("number", "2 + 2 = 4", "Answer: 4.0"), agreed("choice", "So. Answer: B", "Answer: (b)")
+    (True, True)
+    >>> agreed("exact", "<think>2 + 2</think>4", "4"), agreed("exact", "2 + 2 = 4", "4")
+    (True, False)
+    """
+    if scorer == "number":
+        mine, theirs = final_number(answer), final_number(other)
+        return mine == theirs and (mine is not None or answer.strip() == other.strip())
+    said, heard = (thought_and_said(text)[1] for text in (answer, other))
+    if scorer == "choice":
+        return _plain(concluded(said) or said) == _plain(concluded(heard) or heard)
+    return equal(said, heard)
 
 
 def exact(answer: str, expected: Any) -> float:
@@ -133,6 +181,25 @@ def tool_call(answer: str, expected: Any) -> float:
     return paired([[_same_call(mine, theirs) for theirs in wanted] for mine in given]) / max(len(wanted), len(given))
 
 
+def number(answer: str, expected: Any) -> float:
+    """1 where the number that the answer comes to is the right one, or one of several; 1,000 and 1000.0 are the same.
+
+    >>> number("12 x 3 = 36, and 36 + 4 = 40.\\nAnswer: 40", 40), number("40 or 41", 40), number("none", 0)
+    (1.0, 0.0, 0.0)
+    """
+    found = final_number(answer)
+    return float(found is not None and any(found == final_number(text) for text in _texts(expected)))
+
+
+def choice(answer: str, expected: Any) -> float:
+    """1 where the answer chooses, in the end, the right letter or label, or one of several.
+
+    >>> choice("A is too small. The answer is (B).", "B"), choice("B) Paris", ["B", "Paris"]), choice("Not B", "B")
+    (1.0, 1.0, 0.0)
+    """
+    return float(any(chosen(answer, one) for one in _texts(expected)))
+
+
 SCORERS: dict[str, Callable[[str, Any], float]] = {
     "exact": exact,
     "json": fields,
@@ -141,28 +208,18 @@ SCORERS: dict[str, Callable[[str, Any], float]] = {
     "chrf": chrf,
     "f1": token_f1,
     "tool": tool_call,
+    "number": number,
+    "choice": choice,
 }
 
 
 def require_expected(scorer: str, prompt: Prompt, where: str) -> None:
     """Raise InvalidInput where a row's right answer is none for the scorer."""
-    if prompt.expected is None or scorer not in SCORERS:
-        return
-    problem = ""
-    if scorer in ("label", "regex", "chrf", "f1") and not _texts(prompt.expected):
-        problem = "a text, or a list of texts, that are not empty"
-    elif scorer == "tool" and not _calls(prompt.expected) and prompt.expected not in NO_CALLS:
-        problem = 'a call: {"name": ..., "arguments": {...}}, or [] where no tool fits'
-    elif scorer == "regex":
-        for pattern in _texts(prompt.expected):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                problem = f"a pattern ({error})"
+    problem = None if prompt.expected is None else fits_scorer(scorer, prompt.expected)
     if problem:
         raise InvalidInput(
             f"{where}: the expected answer of {prompt.text[:60]!r} is not {problem}",
-            f"evaluate.scorer = '{scorer}' needs it so.",
+            f"The scorer '{scorer}' needs it so.",
         )
 
 
@@ -176,6 +233,29 @@ def right_text(scorer: str, expected: Any) -> str:
         return answer_text(expected)
     calls = [ToolCall(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in _calls(expected)]
     return with_calls(Message("assistant", "" if calls else IN_WORDS, tuple(calls)))
+
+
+def fits_scorer(scorer: str, expected: Any) -> str | None:
+    """What a right answer has to be for the scorer, in a few words; None where it is.
+
+    >>> fits_scorer("number", "1,200 EUR"), fits_scorer("number", "many"), fits_scorer("tests", "assert f(")
+    (None, 'a number, or a list of numbers', 'Python statements that test the answer, or a list of such texts')
+    """
+    texts = _texts(expected)
+    if scorer in ("label", "regex", "chrf", "f1", "choice") and not texts:
+        return "a text, or a list of texts, that are not empty"
+    if scorer == "tool" and not _calls(expected) and expected not in NO_CALLS:
+        return 'a call: {"name": ..., "arguments": {...}}, or [] where no tool fits'
+    if scorer == "number" and (not texts or any(final_number(text) is None for text in texts)):
+        return "a number, or a list of numbers"
+    if scorer == "tests" and asserted(expected) is None:
+        return "Python statements that test the answer, or a list of such texts"
+    for pattern in texts if scorer == "regex" else ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return f"a pattern ({error})"
+    return None
 
 
 def _texts(expected: Any) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from ..chat import json_instance
 from ..records import Prompt
 from ..results import Row
+from .final_answer import thought_and_said
 from .tool_calls import said
 
 __all__ = ["Outcome", "equal", "outcomes", "result_rows", "same", "summary", "wilson"]
@@ -35,18 +36,21 @@ def outcomes(
     texts: tuple[Mapping[str, str], Mapping[str, str]],
     is_valid: Callable[[Prompt, str], bool],
     scores: tuple[Sequence[float | None], float],
+    agrees: Callable[[str, str], bool],
 ) -> list[Outcome]:
     """The outcome of each prompt; `texts` are a candidate's answers and the teacher's, by prompt id.
 
-    `scores` are a scorer's, one a prompt, and the score from which on a row is right.
+    `scores` are a scorer's, one a prompt, and the score from which on a row is right; `agrees` tells whether two
+    answers say the same. What was thought before an answer is no part of it, but for the record.
     """
     answers, teacher = texts
     found = []
     for prompt, value in zip(prompts, scores[0], strict=True):
         answer = answers[prompt.id]
         right = None if value is None else value + ROUNDING >= scores[1]
-        is_same = equal(answer, teacher[prompt.id]) or same_calls(answer, teacher[prompt.id])
-        found.append(Outcome(answer, is_valid(prompt, answer), value, right, is_same))
+        is_same = agrees(answer, teacher[prompt.id]) or same_calls(answer, teacher[prompt.id])
+        is_fine = is_valid(prompt, thought_and_said(answer)[1])
+        found.append(Outcome(answer, is_fine, value, right, is_same))
     return found
 
 

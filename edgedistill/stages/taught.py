@@ -20,12 +20,13 @@ from ..students.packed import PackedExamples, packed
 from ..targets import Targets, decode
 from ..teachers import BACKENDS
 from .teach import STORE
+from .traces import fenced
 
 __all__ = ["SampledRow", "TaughtRows", "require_taught"]
 
 SHORT = 32  # tokens; a row of a sample is taken to have as many at least
 ALIGNED = 500  # rows that tell the share of aligned tokens
-PACKING = 4  # raised where the same rows would be encoded otherwise
+PACKING = 5  # raised where the same rows would be encoded otherwise
 
 
 def require_taught(recipe: Recipe) -> str:
@@ -77,7 +78,7 @@ class TaughtRows:
 
     def __init__(self, recipe: Recipe, run: Run, encoder: Encoder, aligner: Aligner | None = None) -> None:
         self._settings = recipe.train
-        self._system = recipe.student.system
+        self._system, self._thinking = recipe.student.system, recipe.student.thinking
         self._encoder = encoder
         self._rows = run.folder("curate")
         self._scratch = run.scratch / "tokens"
@@ -183,7 +184,11 @@ class TaughtRows:
             if (number - 1) % every:
                 continue
             where, taught = f"{path}:{number}", row.get("_ed", {})
-            said = Example(str(taught.get("id", number)), messages_of(where, row), tools_of(where, row.get("tools")))
+            messages = messages_of(where, row)
+            if self._thinking is False:
+                messages = tuple(replace(message, reasoning="") for message in messages)
+            shown = messages if self._encoder.writes_reasoning else fenced(messages)
+            said = Example(str(taught.get("id", number)), shown, tools_of(where, row.get("tools")))
             turns = self._encoder.turns(replace(said, messages=with_system(self._system, said.messages)))
             if self._settings.loss != "hard" and "answers" in taught:
                 turns[-1] = self._with_answers(turns[-1], said.messages[-1].content, taught["answers"])

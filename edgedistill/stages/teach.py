@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,8 @@ from .dialogue import Ask, conversed, parts
 from .failures import Failures
 from .keys import AnswerKeys, GivenAnswers, given_answers, teacher_identity
 from .on_offer import teacher_rule
+from .retries import Tries, retry, write_tries
+from .shortening import is_too_long, question, shorten
 from .tool_results import loop_of
 from .trajectories import Loop, keep, kept, running, steps_key, with_steps
 
@@ -43,6 +46,7 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
     tally = Tally(progress, row_count(source.path) * samples * len(recipe.teachers))
     failures = Failures(out / "failed.jsonl")
     records: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
     is_over = False
     try:
         with Store(out / STORE) as store:
@@ -56,14 +60,17 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
                 asking = Asking(store, source, number, keys, tally, settings.backend == "openai")
                 place = store, run, run.scratch, progress
                 with loop_of(recipe, settings, keys.identity, place) as loop:
-                    _ask(recipe, task, (asking, given, loop), failures)
+                    told += _ask(recipe, task, (asking, given, loop), failures)
                 records.append({**found.record(), "identity": keys.identity})
                 if asks_calibration(recipe):
                     records[-1]["prior"] = _prior(store, keys, source.path)
+        write_tries(out, told)
         is_over = True
     finally:
         failures.write(is_over)
+    retried = {"retried": sum(len(row["told"]) for row in told)} if recipe.teach.retries else {}
     return {
+        **retried,
         "rows": tally.rows,
         "asked": tally.asked,
         "completion_tokens": tally.tokens,
@@ -182,8 +189,9 @@ class _Answered:
 
 def _ask(
     recipe: Recipe, task: TeacherTask, work: tuple[Asking, GivenAnswers | None, Loop | None], failures: Failures
-) -> None:
-    """All rows of one teacher: first those that it answers, then those whose answer is given."""
+) -> list[dict[str, Any]]:
+    """All rows of one teacher: first those that it answers, then those whose answer is given; what it was told of wrong
+    ones, which it tried again."""
     asking, given, loop = work
     teacher = _Loaded(task)
     settings = recipe.teach
@@ -214,8 +222,41 @@ def _ask(
         if given is not None:
             taken = Pass("given", lambda prompt: asking.keys.given(prompt) is not None, score, lambda: len(failures))
             _pass(asking, taken, teacher, failures)
+        told = retry(recipe, asking, _first_answers(asking), teacher.complete) if recipe.teach.retries else []
+        if recipe.curate.reasoning == "shorten":
+            shorten(recipe, asking, _last_answers(asking, Tries.of(told)), teacher.complete)
+        return told
     finally:
         teacher.close()
+
+
+def _last_answers(asking: Asking, tries: Tries) -> Iterator[tuple[Prompt, list[Answered]]]:
+    """The same with the last tries in place of those that failed."""
+
+    def get(question: Prompt, sample: int) -> tuple[str, Completion | None]:
+        key = asking.keys.part(question, sample)
+        return key, asking.store.get(key)
+
+    for prompt, given in _first_answers(asking):
+        yield prompt, [tries.last(prompt, one, get) for one in given]
+
+
+def _first_answers(asking: Asking) -> Iterator[tuple[Prompt, list[Answered]]]:
+    """The prompts that one teacher has answered itself, with these answers."""
+    prompts = iter_prompts(asking.source.path)
+    while block := list(islice(prompts, READ_AT_ONCE)):
+        own = [prompt for prompt in block if asking.keys.given(prompt) is None]
+        yield from _read(asking.store, [(prompt, list(_wanted(asking.number, asking.keys, prompt))) for prompt in own])
+
+
+def _read(
+    store: Store, wanted: list[tuple[Prompt, list[tuple[int, list[str]]]]]
+) -> Iterator[tuple[Prompt, list[Answered]]]:
+    """Prompts with those of their wanted answers that are there with all their turns, which call no tools."""
+    found = store.find([key for _, many in wanted for _, turns in many for key in turns], targets=False)
+    for prompt, many in wanted:
+        said = [(number, [found[key] for key in turns]) for number, turns in many if all(key in found for key in turns)]
+        yield prompt, [Answered(number, turns[-1], tuple(turns[:-1])) for number, turns in said]
 
 
 def _pass(asking: Asking, one: Pass, teacher: _Loaded, failures: Failures) -> None:
@@ -259,7 +300,13 @@ def answers(recipe: Recipe, run: Run, targets: bool = False) -> Iterator[tuple[P
     teachers = taught_keys(recipe, run)
     priors = [teacher.get("prior") for teacher in summary["teachers"]]
     prompts, runs = iter_prompts(prompts_file(run)), recipe.tools.results != "none"
+    tries = Tries.read(run.folder("teach"))
     with Store(run.folder("teach") / STORE, read_only=True) as store:
+
+        def get(number: int, asked: Prompt, sample: int) -> tuple[str, Completion | None]:
+            key = teachers[number].part(asked, sample)
+            return key, store.find([key], targets).get(key)
+
         while block := list(islice(prompts, READ_AT_ONCE)):
             wanted = [[one for number, keys in enumerate(teachers) for one in _wanted(number, keys, p)] for p in block]
             keys = [key for many in wanted for _, turns in many for key in turns]
@@ -269,12 +316,15 @@ def answers(recipe: Recipe, run: Run, targets: bool = False) -> Iterator[tuple[P
                 if len(whole) < len(many) and not summary["failed"]:
                     raise EdgeDistillError(f"{run.folder('teach')}: answers are missing", "Redo with --from teach.")
                 said = [(number, [with_steps(found, key) or found[key] for key in turns]) for number, turns in whole]
+                given = (Answered(number, turns[-1], tuple(turns[:-1])) for number, turns in said)
+                lasting = [tries.last(prompt, one, partial(get, one.teacher)) for one in given]
+                for place, one in enumerate(lasting):
+                    if is_too_long(one, recipe.curate):
+                        shorter = get(one.teacher, question(prompt, one, recipe.curate), 0)[1]
+                        lasting[place] = replace(one, shorter=shorter)
                 yield (
                     prompt,
-                    [
-                        Answered(number, calibrated(turns[-1], priors[number]), tuple(turns[:-1]))
-                        for number, turns in said
-                    ],
+                    [replace(one, completion=calibrated(one.completion, priors[one.teacher])) for one in lasting],
                 )
 
 

@@ -17,9 +17,10 @@ from ..students.encode import Encoder
 from ..students.packed import PackedExamples
 from ..teachers.identity import fetch_teacher
 from .dialogue import places
+from .final_answer import thought_and_said
 from .imported import base_folder, pruned
 from .prompt_source import source_prompts
-from .scoring import equal
+from .scorers import SCORERS
 from .taught import TaughtRows
 from .tokenizers import SHOWN, aligner_between
 from .tracking import tracked
@@ -78,9 +79,11 @@ def _exam(recipe: Recipe, encoder: Encoder) -> Exam | None:
     asked = [row for row in rows if row.expected is not None][:wanted]
     prompts = [encoder.prompt(with_system(recipe.student.system, row.messages), row.tools) for row in asked]
 
+    is_right = SCORERS.get(recipe.evaluate.scorer, SCORERS["exact"])
+
     def score(answers: Sequence[Sequence[int]]) -> float:
-        pairs = zip(answers, asked, strict=True)
-        return sum(equal(encoder.text(answer), row.expected) for answer, row in pairs) / len(asked)
+        said = (thought_and_said(encoder.text(answer))[1] for answer in answers)
+        return sum(is_right(text, row.expected) for text, row in zip(said, asked, strict=True)) / len(asked)
 
     return Exam(prompts, encoder.completion("")[-1], recipe.evaluate.max_tokens, score) if asked else None
 

@@ -20,6 +20,8 @@ from ..run import file_sha256
 
 __all__ = ["EncodedExample", "Encoder", "joined"]
 
+THOUGHT = "Hm, let me see."  # that no template has words for
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
@@ -104,11 +106,16 @@ class Encoder:
         return EncodedExample(example.id, tuple(prompt + answer[: end + 1]), len(prompt))
 
     def turns(self, example: Example) -> list[EncodedExample]:
-        """Each of the assistant's turns as an example of its own, in order, behind all that comes before it.
+        """Each of the assistant's turns that is learned as an example of its own, in order, behind all before it.
 
-        Where there are several, the number of the turn, from 1, is in the id. Raises what `example` raises.
+        Where there are several, the number of the turn, from 1, is in the id. Raises what `example` raises, and
+        InvalidInput where no turn is learned.
         """
-        places = [place for place, message in enumerate(example.messages) if message.role == "assistant"]
+        places = [
+            at for at, message in enumerate(example.messages) if message.role == "assistant" and message.is_learned
+        ]
+        if not places:
+            raise InvalidInput(f"row {example.id}: no turn of the assistant is to be learned", "Drop the row.")
         found = [self.example(replace(example, messages=example.messages[: place + 1])) for place in places]
         if len(found) == 1:
             return found
@@ -125,6 +132,12 @@ class Encoder:
         if len(specials) <= self._behind:
             raise InvalidInput("the chat template ends an answer without a special token", "Use an instruct model.")
         return specials[-1 - self._behind]
+
+    @cached_property
+    def writes_reasoning(self) -> bool:
+        """Whether the template writes what an answer's message has as reasoning."""
+        thought = replace(Message("assistant", SAMPLE), reasoning=THOUGHT)
+        return THOUGHT in self.template.render((Message("user", "Hi"), thought), answer_next=False)
 
     @cached_property
     def _behind(self) -> int:

@@ -1,0 +1,42 @@
+"""What a student learns of an answer that was thought over: the trace kept, taken out, or said in fewer tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..recipe import CurateSettings
+from ..records import Message, Tool
+from .final_answer import THOUGHTS, thought_and_said, without_trace
+from .tool_calls import message_of
+
+__all__ = ["fenced", "learned_message"]
+
+
+def learned_message(text: str, tools: tuple[Tool, ...], settings: CurateSettings) -> Message:
+    """An answer as the student learns it: what was thought as its `reasoning`, or no trace at all.
+
+    >>> learned_message("<think>6 * 7</think>42", (), CurateSettings()).reasoning
+    '6 * 7'
+    >>> learned_message("6 * 7 = 42\\nAnswer: 42", (), CurateSettings(reasoning="strip")).content
+    'Answer: 42'
+    """
+    thought, said = thought_and_said(text)
+    if settings.reasoning == "strip":
+        return message_of(without_trace(said), tools)
+    return replace(message_of(said, tools), reasoning=thought)
+
+
+def fenced(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Messages for a template that knows no reasoning: each answer has it in its text, as most models fence it.
+
+    >>> fenced([Message("user", "2 + 2?"), Message("assistant", "4", reasoning="Two and two.")])[1].content
+    '<think>\\nTwo and two.\\n</think>\\n\\n4'
+    """
+    begin, end = THOUGHTS[0]
+    return tuple(
+        replace(one, content=f"{begin}\n{one.reasoning}\n{end}\n\n{one.content}", reasoning="")
+        if one.reasoning
+        else one
+        for one in messages
+    )
