@@ -66,7 +66,7 @@ def noise_plan(recipe: Recipe, run: Run) -> str:
         return "not looked for"
     if noise.action == "ask again" and asks_calibration(recipe):
         raise InvalidInput(
-            f"{recipe.path}: curate.noise asks again for single answers, which teach.calibrate can not calibrate",
+            f"{recipe.path}: curate.noise asks again for single answers, which teach.calibrate cannot calibrate",
             'Write action = "drop" or "keep".',
         )
     again = f"the first teacher is asked again, {noise.samples} answers vote with the one that is there"
