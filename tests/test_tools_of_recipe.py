@@ -108,6 +108,14 @@ def test_a_call_that_its_tool_allows_may_be_written_and_is_read_back(
     assert fault(text, TOOLS) is None
 
 
+@pytest.mark.parametrize("name", ["hermes", "mistral"])
+@given(calls=st.lists(ALLOWED, min_size=1, max_size=3))
+def test_a_family_may_leave_its_marks_out(grammars: Any, name: str, calls: list[tuple[str, Any]]) -> None:
+    text = as_written(FORMS["json"], calls)
+    assert is_allowed(*grammars[name], text)
+    assert list(said(text).calls) == calls
+
+
 @pytest.mark.parametrize("name", FORMS)
 @given(calls=CALLS)
 def test_what_no_tool_allows_cannot_be_written(grammars: Any, name: str, calls: list[tuple[str, Any]]) -> None:
