@@ -1,21 +1,22 @@
-"""Runs whose teacher gave three samples to each prompt, made on the spot: for the tests of what is right."""
+"""Runs whose teacher has answered, made on the spot."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pico import silent
 
 from edgedistill.recipe import Recipe, load_recipe
-from edgedistill.records import Completion, Message, Prompt, json_lines, prompt_id, read_prompts
+from edgedistill.records import Completion, Message, Prompt, json_lines, prompt_id
 from edgedistill.run import Run
 from edgedistill.stages.curate import curate
 from edgedistill.stages.keys import row_key
 from edgedistill.stages.prompt_source import prompt_row
 from edgedistill.store import Store
 
-__all__ = ["asked", "curated"]
+__all__ = ["RECIPE", "asked", "curated", "taught"]
 
 RECIPE = """
 name = "right"
@@ -37,21 +38,28 @@ def asked(text: str, expected: Any = None) -> Prompt:
     return Prompt(prompt_id(messages), messages, expected)
 
 
-def curated(folder: Path, curate_lines: str, rows: dict[Prompt, list[str]]) -> tuple[Recipe, Run, dict[str, Any]]:
-    """A run with three samples to each prompt, of as many tokens as they have words; and its statistics."""
-    (folder / "recipe.toml").write_text(RECIPE.format(curate=curate_lines), encoding="utf-8")
+def taught(folder: Path, recipe: str, rows: Mapping[Prompt, Sequence[str]]) -> tuple[Recipe, Run]:
+    """A recipe and its run after teach: each prompt with its answers by sample, of as many tokens as they have words.
+
+    An answer that ends with "..." was cut off.
+    """
+    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
     (folder / "eval.jsonl").write_bytes(json_lines([{"messages": [{"role": "user", "content": "nothing"}]}]))
     run = Run(folder / "run")
     written = run.begin("prompts", "key", afresh=True) / "prompts.jsonl"
     written.write_bytes(json_lines(map(prompt_row, rows)))
     (folder / "prompts.jsonl").write_bytes(written.read_bytes())
-    out = run.begin("teach", "key", afresh=True)
-    with Store(out / "teacher.sqlite") as store:
-        for prompt in read_prompts(written):
-            for sample, text in enumerate(rows[prompt]):
+    with Store(run.begin("teach", "key", afresh=True) / "teacher.sqlite") as store:
+        for prompt, answers in rows.items():
+            for sample, text in enumerate(answers):
                 done = "length" if text.endswith("...") else "stop"
                 one = Completion(prompt.id, text, done, 1, len(text.split()), 0.1, sample)
                 store.add(row_key(prompt, "identity", sample), one)
     run.finish("teach", "key", {"teachers": [{"identity": "identity"}], "failed": 0}, 1.0)
-    recipe = load_recipe(folder)
+    return load_recipe(folder), run
+
+
+def curated(folder: Path, curate_lines: str, rows: dict[Prompt, list[str]]) -> tuple[Recipe, Run, dict[str, Any]]:
+    """A run with three samples to each prompt; and its statistics."""
+    recipe, run = taught(folder, RECIPE.format(curate=curate_lines), rows)
     return recipe, run, curate(recipe, run, run.begin("curate", "key", afresh=True), silent)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pico import pico_gguf, silent
+from pico_right import asked, taught
 
 from edgedistill.curation.noise import LabelNoise, labels_of
 from edgedistill.errors import InvalidInput
-from edgedistill.recipe import Recipe, load_recipe
-from edgedistill.records import Completion, json_lines, read_prompts, read_rows
+from edgedistill.recipe import Recipe, TeachSettings
+from edgedistill.records import Completion, Prompt, json_lines, read_rows
 from edgedistill.run import Run
+from edgedistill.stages import again
 from edgedistill.stages.again import ASKED_AGAIN
 from edgedistill.stages.curate import curate
 from edgedistill.stages.explained import explained
-from edgedistill.stages.keys import row_key
 from edgedistill.store import Store
+from edgedistill.teachers import TeacherTask
 
 THINGS = {
     "light": ("lamp", "bulb", "lights", "spotlight", "brightness"),
@@ -86,23 +90,15 @@ def test_free_text_has_no_labels() -> None:
     assert noise.ranked() == []
 
 
-def taught(folder: Path, answers: list[str], noise: str, teacher: str = "t.gguf") -> tuple[Recipe, Run]:
+def noisy(folder: Path, answers: list[str], noise: str, teacher: str = "t.gguf") -> tuple[Recipe, Run]:
     """A run whose teacher gave these answers to the commands."""
-    source = [{"messages": [{"role": "user", "content": text}]} for text, _ in commands(len(answers))]
     enums = {"device": {"enum": list(THINGS)}, "action": {"enum": list(WAYS)}}
     schema = {"type": "object", "properties": enums, "required": list(enums), "additionalProperties": False}
-    told = f'schema_file = "schema.json"\n[teacher]\nmodel = "{teacher}"\n[student]\nmodel = "s"\n'
-    (folder / "recipe.toml").write_text(f'name = "noisy"\n{told}[teach]\nmax_tokens = 40\n[curate]\n{noise}\n')
     (folder / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
-    for name, rows in (("prompts.jsonl", source), ("eval.jsonl", [])):
-        (folder / name).write_bytes(json_lines(rows))
-    run = Run(folder / "run")
-    (run.begin("prompts", "key", afresh=True) / "prompts.jsonl").write_bytes(json_lines(source))
-    with Store(run.begin("teach", "key", afresh=True) / "teacher.sqlite") as store:
-        for prompt, text in zip(read_prompts(folder / "prompts.jsonl"), answers, strict=True):
-            store.add(row_key(prompt, "identity"), Completion(prompt.id, text, "stop", 1, 1, 0.1))
-    run.finish("teach", "key", {"teachers": [{"identity": "identity"}], "failed": 0}, 1.0)
-    return load_recipe(folder), run
+    told = f'schema_file = "schema.json"\n[teacher]\nmodel = "{teacher}"\n[student]\nmodel = "s"\n'
+    recipe = f'name = "noisy"\n{told}[teach]\nmax_tokens = 40\n[curate]\n{noise}\n'
+    texts = [text for text, _ in commands(len(answers))]
+    return taught(folder, recipe, {asked(text): [one] for text, one in zip(texts, answers, strict=True)})
 
 
 def curated(recipe: Recipe, run: Run) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
@@ -119,7 +115,7 @@ def test_suspicious_rows_are_ranked_in_a_file_and_thrown_out_where_the_recipe_sa
     tmp_path: Path, action: str
 ) -> None:
     answers, wrong = flipped(commands(300), 0.1)
-    recipe, run = taught(tmp_path, answers, f'{BARE}action = "{action}"')
+    recipe, run = noisy(tmp_path, answers, f'{BARE}action = "{action}"')
     stats, suspects, _ = curated(recipe, run)
     assert [row["rank"] for row in suspects] == list(range(1, len(suspects) + 1))
     assert len(suspects) >= 0.6 * len(wrong)
@@ -134,7 +130,7 @@ def test_suspicious_rows_are_ranked_in_a_file_and_thrown_out_where_the_recipe_sa
 
 def test_tags_are_labels_too(tmp_path: Path) -> None:
     answers, wrong = flipped(commands(300), 0.1)
-    recipe, run = taught(tmp_path, answers, f'{BARE}action = "drop"\nlabel = "tags"')
+    recipe, run = noisy(tmp_path, answers, f'{BARE}action = "drop"\nlabel = "tags"')
     source = run.folder("prompts") / "prompts.jsonl"
     tagged = [
         {**row, "tags": [json.loads(said)["device"]]} for (_, row), said in zip(read_rows(source), answers, strict=True)
@@ -147,7 +143,7 @@ def test_tags_are_labels_too(tmp_path: Path) -> None:
 def test_a_suspicious_label_is_asked_for_again_once_and_its_answers_vote(tmp_path: Path) -> None:
     gguf = pico_gguf(tmp_path / "teacher.gguf", "qwen2", seed=3)
     answers, _ = flipped(commands(120), 0.1)
-    recipe, run = taught(tmp_path, answers, f'{BARE}action = "ask again"\nsamples = 3', str(gguf))
+    recipe, run = noisy(tmp_path, answers, f'{BARE}action = "ask again"\nsamples = 3', str(gguf))
     stats, suspects, out = curated(recipe, run)
     assert suspects
     with Store(out / ASKED_AGAIN) as store:
@@ -164,13 +160,50 @@ def test_a_suspicious_label_is_asked_for_again_once_and_its_answers_vote(tmp_pat
         assert (one["outcome"] == "changed") == ("was" in row["_ed"])
         assert json.loads(said) in [json.loads(text) for text in (*votes[one["id"]], row["_ed"].get("was", said))]
     told: list[str] = []
-    again = run.begin("curate", "key", afresh=False)
-    assert curate(recipe, run, again, lambda what, done, total: told.append(what)) == stats
+    out = run.begin("curate", "key", afresh=False)
+    assert curate(recipe, run, out, lambda what, done, total: told.append(what)) == stats
     assert "asking again" not in told
 
 
+@pytest.mark.parametrize("right", [3, 1])
+def test_the_answer_that_wins_the_vote_becomes_the_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: int
+) -> None:
+    rows = commands(120)
+    answers, _ = flipped(rows, 0.1)
+    truth = {asked(text).id: json.dumps(answer) for text, answer in rows}
+    given = dict(zip(truth, answers, strict=True))
+
+    @contextmanager
+    def answering(
+        task: TeacherTask, prompts: list[Prompt], how: TeachSettings, seed: int, samples: Callable[[Prompt], list[int]]
+    ) -> Iterator[Iterator[Completion]]:
+        """A teacher that is right in so many samples, and else says once more what it said."""
+        assert seed != recipe.seed
+        texts = {prompt.id: [truth[prompt.id]] * right + [given[prompt.id]] * (3 - right) for prompt in prompts}
+        yield (
+            Completion(prompt.id, texts[prompt.id][sample], "stop", 1, 1, 0.1, sample)
+            for prompt in prompts
+            for sample in samples(prompt)
+        )
+
+    monkeypatch.setattr(again, "answering", answering)
+    gguf = pico_gguf(tmp_path / "teacher.gguf", "qwen2", seed=3)
+    recipe, run = noisy(tmp_path, answers, f'{BARE}action = "ask again"\nsamples = 3', str(gguf))
+    stats, suspects, out = curated(recipe, run)
+    found = [one for one in suspects if given[one["id"]] != truth[one["id"]]]
+    assert len(found) >= 3
+    kept = {row["_ed"]["id"]: row for _, row in read_rows(out / "train.jsonl")}
+    for one in found:
+        row, won = kept[one["id"]], right == 3
+        assert row["messages"][-1]["content"] == (truth if won else given)[one["id"]]
+        assert row["_ed"].get("was") == (given[one["id"]] if won else None)
+        assert one["outcome"] == ("changed" if won else "kept")
+    assert stats["suspicious"].get("changed", 0) == (len(found) if right == 3 else 0)
+
+
 def test_looking_for_labels_where_there_are_none_is_refused(tmp_path: Path) -> None:
-    recipe, run = taught(tmp_path, [json.dumps(one) for _, one in commands(12)], BARE)
+    recipe, run = noisy(tmp_path, [json.dumps(one) for _, one in commands(12)], BARE)
     with pytest.raises(InvalidInput, match=r"curate\.noise: no label"):
         curated(recipe, run)
 
@@ -180,4 +213,4 @@ def test_looking_for_labels_where_there_are_none_is_refused(tmp_path: Path) -> N
 )
 def test_settings_that_make_no_sense_together_are_refused(tmp_path: Path, lines: str) -> None:
     with pytest.raises(InvalidInput, match=r"curate"):
-        taught(tmp_path, [], lines)
+        noisy(tmp_path, [], lines)

@@ -11,16 +11,16 @@ import pytest
 from click.testing import CliRunner
 from pico import pico_gguf, silent
 from pico_recipe import PicoModels, write_pico_recipe
+from pico_right import asked, taught
 
 from edgedistill.cli import cli
 from edgedistill.errors import InvalidInput, Stopped
 from edgedistill.pipeline import stage_keys
 from edgedistill.preflight import check
 from edgedistill.recipe import Recipe, load_recipe
-from edgedistill.records import Completion, json_lines, read_prompts, read_rows
+from edgedistill.records import Completion, read_rows
 from edgedistill.run import Run
 from edgedistill.stages.curate import curate
-from edgedistill.stages.keys import row_key
 from edgedistill.stages.privacy import elsewhere
 from edgedistill.stages.rating import RATED, rating_teacher, worth
 from edgedistill.store import Store
@@ -39,24 +39,12 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pico_gguf(tmp_path_factory.mktemp("judge") / "judge.gguf", "qwen2", seed=3)
 
 
-def taught(folder: Path, teacher: Path, judge: str, samples: int = 1) -> tuple[Recipe, Run]:
+def rated(folder: Path, teacher: Path, judge: str, samples: int = 1) -> tuple[Recipe, Run]:
     """A run whose teacher has answered each prompt so many times, and a recipe with these lines under [curate]."""
-    rows = [{"messages": [{"role": "user", "content": text}]} for text in PROMPTS]
     many = "temperature = 1.0\n" if samples > 1 else ""
     lines = f'name = "judged"\n[teacher]\nmodel = "{teacher}"\nsystem = "Be kind."\n[student]\nmodel = "s"\n'
     lines += f'[teach]\nsamples = {samples}\n{many}[curate]\nvalid_share = 0.0\nskip = ["special tokens"]\n{judge}\n'
-    (folder / "recipe.toml").write_text(lines, encoding="utf-8")
-    for path in (folder / "prompts.jsonl", folder / "eval.jsonl"):
-        path.write_bytes(json_lines(rows if path.stem == "prompts" else []))
-    run = Run(folder / "run")
-    (run.begin("prompts", "key", afresh=True) / "prompts.jsonl").write_bytes(json_lines(rows))
-    with Store(run.begin("teach", "key", afresh=True) / "teacher.sqlite") as store:
-        for prompt in read_prompts(folder / "prompts.jsonl"):
-            for sample in range(samples):
-                one = Completion(prompt.id, ANSWERS[sample], "stop", 1, 1, 0.1, sample=sample)
-                store.add(row_key(prompt, "identity", sample), one)
-    run.finish("teach", "key", {"teachers": [{"identity": "identity"}], "failed": 0}, 1.0)
-    return load_recipe(folder), run
+    return taught(folder, lines, {asked(text): ANSWERS[:samples] for text in PROMPTS})
 
 
 def curated(recipe: Recipe, run: Run) -> tuple[dict[str, str], Path]:
@@ -75,7 +63,7 @@ def verdicts(out: Path) -> list[Completion]:
 
 
 def test_what_is_worth_too_little_is_thrown_out_with_its_reason(tmp_path: Path, gguf: Path) -> None:
-    recipe, run = taught(tmp_path, gguf, "[curate.judge]\nleast = 0.0")
+    recipe, run = rated(tmp_path, gguf, "[curate.judge]\nleast = 0.0")
     gone, out = curated(recipe, run)
     assert gone == {}
     values = sorted(map(worth, verdicts(out)))
@@ -91,7 +79,7 @@ def test_what_is_worth_too_little_is_thrown_out_with_its_reason(tmp_path: Path, 
 
 
 def test_a_stopped_judge_goes_on_where_it_was(tmp_path: Path, gguf: Path) -> None:
-    recipe, run = taught(tmp_path, gguf, "[curate.judge]\nleast = 0.0")
+    recipe, run = rated(tmp_path, gguf, "[curate.judge]\nleast = 0.0")
     out = run.begin("curate", "key", afresh=False)
 
     def stop(what: str, done: int, total: int) -> None:
@@ -109,7 +97,7 @@ def test_a_stopped_judge_goes_on_where_it_was(tmp_path: Path, gguf: Path) -> Non
 
 
 def test_the_best_of_several_answers_is_the_one_that_is_worth_most(tmp_path: Path, gguf: Path) -> None:
-    recipe, run = taught(tmp_path, gguf, 'combine = "best"\n[curate.judge]\nleast = 0.0', samples=3)
+    recipe, run = rated(tmp_path, gguf, 'combine = "best"\n[curate.judge]\nleast = 0.0', samples=3)
     gone, out = curated(recipe, run)
     assert gone == {}
     with Store(out / RATED) as store:
@@ -129,7 +117,7 @@ def explain(folder: Path, run: Run, row: str, *more: str) -> list[str]:
 
 
 def test_the_judges_verdict_is_explained(tmp_path: Path, gguf: Path) -> None:
-    recipe, run = taught(tmp_path, gguf, '[curate.judge]\nleast = 1.0\nverdict = "both"')
+    recipe, run = rated(tmp_path, gguf, '[curate.judge]\nleast = 1.0\nverdict = "both"')
     gone, _ = curated(recipe, run)
     assert set(gone) == set(PROMPTS)
     shown = CliRunner().invoke(cli, explain(tmp_path, run, PROMPTS[0]))
@@ -157,7 +145,7 @@ def test_a_verdict_that_is_none_speaks_against_the_answer(text: str, value: floa
 
 
 def test_the_judge_knows_rubric_and_task_and_reads_the_answer_as_data(tmp_path: Path, gguf: Path) -> None:
-    recipe, _ = taught(tmp_path, gguf, '[curate.judge]\nrubric = "Is it brief?"')
+    recipe, _ = rated(tmp_path, gguf, '[curate.judge]\nrubric = "Is it brief?"')
     settings = rating_teacher(recipe)
     assert "Is it brief?" in settings.system
     assert "Be kind." in settings.system
@@ -177,7 +165,7 @@ def test_the_judge_knows_rubric_and_task_and_reads_the_answer_as_data(tmp_path: 
 )
 def test_a_judge_that_is_not_one_model_is_refused(tmp_path: Path, gguf: Path, lines: str) -> None:
     with pytest.raises(InvalidInput, match=r"curate\.judge"):
-        taught(tmp_path, gguf, f"[curate.judge]\n{lines}")
+        rated(tmp_path, gguf, f"[curate.judge]\n{lines}")
 
 
 def test_check_names_the_judge_and_its_place_counts_for_personal_data(tmp_path: Path, gguf: Path) -> None:

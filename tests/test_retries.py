@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pico import silent
 from pico_recipe import edit
-from pico_right import RECIPE, asked
+from pico_right import RECIPE, asked, taught
 
 from edgedistill.errors import InvalidInput
 from edgedistill.pipeline import RunSettings, run_recipe, stage_keys
@@ -17,10 +17,8 @@ from edgedistill.recipe import Recipe, TeachSettings, load_recipe
 from edgedistill.records import Completion, Prompt, json_lines, read_rows
 from edgedistill.run import Run
 from edgedistill.stages.asking import Asking, Source, Tally
-from edgedistill.stages.combine import Answered
 from edgedistill.stages.curate import curate
-from edgedistill.stages.keys import AnswerKeys, row_key
-from edgedistill.stages.prompt_source import prompt_row
+from edgedistill.stages.keys import AnswerKeys
 from edgedistill.stages.retries import TRIES, complained, retry, write_tries
 from edgedistill.stages.teach import answers
 from edgedistill.store import Store
@@ -32,16 +30,12 @@ FIRST = {DOUBLE: "f = lambda x: 2 * x", SQUARE: "g = lambda x: x + 5", CUBE: "h 
 LATER = {SQUARE: ["g = lambda x: x", "g = lambda x: x * x"], CUBE: ["h = lambda x: 6", "h = lambda x: 7"]}
 
 
-def taught(folder: Path, retries: int) -> tuple[Recipe, Run, list[str]]:
+def retried(folder: Path, retries: int) -> tuple[Recipe, Run, list[str]]:
     """A run in which a teacher answered and tried again what was wrong; and the last turn of each question then."""
     text = RECIPE.format(curate='right_by = "tests"\nverifier_memory_mb = 512')
     text = text.replace("samples = 3\ntemperature = 1.0", f"retries = {retries}")
-    (folder / "recipe.toml").write_text(text, encoding="utf-8")
-    (folder / "eval.jsonl").write_bytes(json_lines([{"messages": [{"role": "user", "content": "nothing"}]}]))
-    recipe, run, seen = load_recipe(folder), Run(folder / "run"), []
-    path = run.begin("prompts", "key", afresh=True) / "prompts.jsonl"
-    path.write_bytes(json_lines(map(prompt_row, FIRST)))
-    out = run.begin("teach", "key", afresh=True)
+    recipe, run = taught(folder, text, {prompt: [code] for prompt, code in FIRST.items()})
+    seen: list[str] = []
 
     def complete(prompts: Iterator[Prompt], settings: TeachSettings, seed: int) -> Iterator[Completion]:
         for prompt in prompts:
@@ -50,24 +44,20 @@ def taught(folder: Path, retries: int) -> tuple[Recipe, Run, list[str]]:
             seen.append(prompt.messages[-1].content)
             yield Completion(prompt.id, LATER[task][tries - 1], "stop", 1, 5, 0.1)
 
-    with Store(out / "teacher.sqlite") as store:
-        given = []
-        for prompt, code in FIRST.items():
-            one = Completion(prompt.id, code, "stop", 1, 5, 0.1)
-            store.add(row_key(prompt, "identity"), one)
-            given.append((prompt, [Answered(0, one)]))
+    given = list(answers(recipe, run))
+    with Store(run.folder("teach") / "teacher.sqlite") as store:
+        path = run.folder("prompts") / "prompts.jsonl"
         asking = Asking(store, Source(path, "content"), 0, AnswerKeys("identity", 1), Tally(silent, 3), False)
         told = retry(recipe, asking, given, complete)
         count = len(seen)
         assert retry(recipe, asking, given, complete) == told
         assert len(seen) == count  # what is there is not asked again
-    write_tries(out, told)
-    run.finish("teach", "key", {"teachers": [{"identity": "identity"}], "failed": 0}, 1.0)
+    write_tries(run.folder("teach"), told)
     return recipe, run, seen
 
 
 def test_what_failed_is_seen_and_what_came_of_it_is_learned(tmp_path: Path) -> None:
-    recipe, run, seen = taught(tmp_path, retries=2)
+    recipe, run, seen = retried(tmp_path, retries=2)
     assert len(seen) == 4
     assert "assert h(2) == 8\nAssertionError: h(2) is 2" in seen[1]
     curate(recipe, run, run.begin("curate", "key", afresh=True), silent)
@@ -89,7 +79,7 @@ def test_what_failed_is_seen_and_what_came_of_it_is_learned(tmp_path: Path) -> N
 
 
 def test_no_more_tries_are_made_than_the_recipe_says(tmp_path: Path) -> None:
-    _, run, seen = taught(tmp_path, retries=1)
+    _, run, seen = retried(tmp_path, retries=1)
     assert len(seen) == 2
     rows = {row["id"]: row["told"] for _, row in read_rows(run.folder("teach") / TRIES)}
     assert {name: len(told) for name, told in rows.items()} == {SQUARE.id: 1, CUBE.id: 1}
