@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import random
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 from recipe_rows import generator, pairs_of, recipe_fixture, rows_fixture
@@ -42,6 +43,27 @@ def test_a_reference_passes_the_tests_of_every_row_and_nothing_does_not(
         assert fault(code[row.text], tests) is None
         name = next(node.name for node in ast.walk(ast.parse(code[row.text])) if isinstance(node, ast.FunctionDef))
         assert fault(f"def {name}(given):\n    return None", tests) is not None
+
+
+def test_who_counts_all_where_the_different_ones_are_asked_for_fails(
+    prompts: list[Prompt], evals: list[Prompt]
+) -> None:
+    made = generator(FOLDER)
+    code = {task.asked: task.code for task in made.tasks(random.Random(made.SEED))}
+    counting = [row for row in (*prompts, *evals) if "the number of different ones" in row.text]
+    assert len(counting) >= 20
+    for row in counting:
+        tests = asserted(row.expected)
+        assert tests is not None
+        assert fault(code[row.text].replace("len(set(found))", "len(found)"), tests) is not None
+
+
+def test_every_kind_is_asked_for_in_every_wording(prompts: list[Prompt], evals: list[Prompt]) -> None:
+    starts = ("Write", "`", "I need")
+    for rows in (prompts, evals):
+        found = Counter((row.tags[0], next(one for one in starts if row.text.startswith(one))) for row in rows)
+        assert set(found) == set(product(KINDS, starts))
+        assert min(found.values()) >= len(rows) // 30
 
 
 def test_the_script_writes_the_same_files_again() -> None:

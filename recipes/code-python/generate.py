@@ -4,7 +4,8 @@
 
 A function takes a list of numbers, of words, or a table of prices; it keeps some of them, may change each, and
 returns one thing of what is left. The reference is put together from the same parts, and what the tests expect is
-what it returns. No task is there twice, and none resembles another one, of either file, by NEAR (Jaccard of character
+what it returns. No function that returns None passes them, and none that counts every value where the different ones
+are asked for. No task is there twice, and none resembles another one, of either file, by NEAR (Jaccard of character
 4-grams).
 """
 
@@ -12,9 +13,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ SEED = 5
 COUNTS = {"eval": 72, "prompts": 180}
 NEAR = 0.85
 TESTS = 4
+REPEATED = 2
 NOTHING = "nothing-left"  # tag of a function that returns None where nothing is left
 WORDS = """Apple river Otto window level Egg stone umbrella Radar ink banana Noon tree Orange kayak cloud Anna island
 pepper Zebra olive Tent sugar idea Yarn lamp""".split()  # noqa: SIM905 -- one a line would be longer than the rest
@@ -38,6 +39,8 @@ class Part:
     said: str
     code: str
     name: str
+    mistake: str = ""
+    """Code for what it is easily taken for, which some test shows to be wrong."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ TEXTS = Kind(
         Part("list in their order", "found", "list"),
         Part("first", "found[0] if found else None", "first"),
         Part("last", "found[-1] if found else None", "last"),
-        Part("number of different ones", "len(set(found))", "kinds"),
+        Part("number of different ones", "len(set(found))", "kinds", mistake="len(found)"),
     ),
 )
 PRICES = Kind(
@@ -124,7 +127,7 @@ PRICES = Kind(
     ),
     (
         Part("sum", "sum(found)", "sum"),
-        Part("number of different ones", "len(set(found))", "kinds"),
+        Part("number of different ones", "len(set(found))", "kinds", mistake="len(found)"),
         Part("last", "found[-1] if found else None", "last"),
         Part("lowest", "min(found, default=None)", "lowest"),
         Part("highest", "max(found, default=None)", "highest"),
@@ -153,12 +156,12 @@ def task(kind: Kind, parts: tuple[Part, Part, Part], wording: str, source: rando
     """The function of some parts; the tests call it with what is drawn, and with what leaves nothing."""
     keep, turn, give = parts
     name = "_".join(part for part in (give.name, keep.name, turn.name) if part)
-    values = f"{kind.argument}.values()" if kind is PRICES else kind.argument
-    code = (
-        f"def {name}({kind.argument}):\n"
-        f"    found = [{turn.code} for x in {values} if {keep.code}]\n"
-        f"    return {give.code}\n"
-    )
+    code = function(name, kind, parts, give.code)
+    right = loaded(code, name)
+    wrongs = [loaded(function(name, kind, parts, one), name) for one in ("None", give.mistake) if one]
+    arguments: list[Any] = []
+    while any(all(wrong(given) == right(given) for given in arguments) for wrong in wrongs):
+        arguments = list(drawn(kind, source))
     plural = f"{kind.one}s"
     kept = f"{plural} {keep.said}" if " " in keep.said else f"{keep.said} {plural}"
     asked = wording.format(
@@ -169,26 +172,45 @@ def task(kind: Kind, parts: tuple[Part, Part, Part], wording: str, source: rando
         turned=f"{turn.said} of the " if turn.said else "",
         then=f", and at their {turn.said}" if turn.said else "",
     )
-    known: dict[str, Any] = {}
-    exec(code, known)
     tests = []
-    for given in (*drawn(kind, source), {} if kind is PRICES else []):
-        value = known[name](given)
+    for given in (*arguments, {} if kind is PRICES else []):
+        value = right(given)
         tests.append(f"assert {name}({given!r}) {'is' if value is None else '=='} {value!r}")
     tags = [kind.argument, *([NOTHING] if tests[-1].endswith("is None") else [])]
     return Task(asked, code, tuple(tests), tuple(tags))
 
 
+def function(name: str, kind: Kind, parts: tuple[Part, Part, Part], gives: str) -> str:
+    """The code that returns `gives` of what the parts leave."""
+    keep, turn, _ = parts
+    values = f"{kind.argument}.values()" if kind is PRICES else kind.argument
+    return (
+        f"def {name}({kind.argument}):\n"
+        f"    found = [{turn.code} for x in {values} if {keep.code}]\n"
+        f"    return {gives}\n"
+    )
+
+
+def loaded(code: str, name: str) -> Callable[[Any], Any]:
+    """The function that the code defines."""
+    known: dict[str, Any] = {}
+    exec(code, known)
+    found: Callable[[Any], Any] = known[name]
+    return found
+
+
 def drawn(kind: Kind, source: random.Random) -> Iterator[Any]:
-    """Arguments for the tests."""
+    """Arguments for the tests; each has values that are there more than once."""
     for _ in range(TESTS - 1):
         size = source.randint(5, 8)
-        if kind is NUMBERS:
-            yield [source.randint(-20, 60) for _ in range(size)]
-        elif kind is TEXTS:
-            yield source.sample(WORDS, size)
+        if kind is TEXTS:
+            values: list[Any] = source.sample(WORDS, size - REPEATED)
         else:
-            yield {name: source.randint(1, 30) for name in source.sample(GOODS, size)}
+            low, high = (-20, 60) if kind is NUMBERS else (1, 30)
+            values = [source.randint(low, high) for _ in range(size - REPEATED)]
+        values += source.sample(values, REPEATED)
+        source.shuffle(values)
+        yield dict(zip(source.sample(GOODS, size), values, strict=True)) if kind is PRICES else values
 
 
 def tasks(source: random.Random) -> Iterator[Task]:
@@ -198,11 +220,10 @@ def tasks(source: random.Random) -> Iterator[Task]:
         every = [(keep, turn, give) for keep in kind.keeps for turn in kind.turns for give in kind.gives]
         source.shuffle(every)
         left[kind.argument] = (kind, every)
-    wordings = cycle(WORDINGS)
     while any(every for _, every in left.values()):
         for kind, every in left.values():
             if every:
-                yield task(kind, every.pop(), next(wordings), source)
+                yield task(kind, every.pop(), source.choice(WORDINGS), source)
 
 
 def written() -> dict[str, str]:
