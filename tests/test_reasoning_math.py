@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -45,6 +46,22 @@ def test_the_answers_are_those_that_a_person_finds(evals: list[Prompt]) -> None:
     first = evals[: len(SOLVED_BY_HAND)]
     assert {tag for row in first for tag in row.tags} == set(generator(FOLDER).KINDS)
     assert [row.expected for row in first] == SOLVED_BY_HAND
+
+
+def test_nobody_misses_more_of_a_lesson_than_it_has(prompts: list[Prompt], evals: list[Prompt]) -> None:
+    lessons = [row for row in (*prompts, *evals) if "sessions" in row.tags]
+    for row in lessons:
+        first, second, off = map(int, re.findall(r"\d+", row.text))
+        minutes, days = (second, first) if "lessons" in row.text else (first, second)
+        assert off < minutes, row.text
+        assert row.expected == minutes * days - off, row.text
+
+
+def test_things_have_the_right_article_and_number(
+    prompts: list[Prompt], evals: list[Prompt], edges: list[Prompt]
+) -> None:
+    for row in (*prompts, *evals, *edges):
+        assert not re.search(r"\b([Aa] [aeiou]|[Aa]n (?!hour)[^aeiou]|1 \w+s\b)", row.text), row.text
 
 
 def test_the_script_writes_the_same_files_again() -> None:

@@ -93,6 +93,11 @@ class Draw:
 Problem = tuple[str, int]
 
 
+def single(thing: str) -> str:
+    """The thing behind its article."""
+    return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
+
+
 def packs(draw: Draw) -> Problem:
     who, thing, box = draw.name(), draw.of(THINGS), draw.of(BOXES)
     count, each = draw.between(3, 9), draw.between(4, 12)
@@ -116,8 +121,8 @@ def change(draw: Draw) -> Problem:
     bill = next(note for note in (20, 50, 100) if note > price * count)
     return draw.of(
         [
-            f"A {good} costs {price} dollars. {who} buys {count} of them and pays with a {bill} dollar bill. "
-            "How many dollars does the cashier give back?",
+            f"{single(good).capitalize()} costs {price} dollars. {who} buys {count} of them and pays with a {bill} "
+            "dollar bill. How many dollars does the cashier give back?",
             f"{who} takes {count} items called {good} to the till, at {price} dollars each, and hands over {bill} "
             "dollars. "
             "How much change is due, in dollars?",
@@ -132,9 +137,8 @@ def basket(draw: Draw) -> Problem:
     (a, p), (b, q) = ((draw.between(2, 6), draw.between(3, 11)) for _ in range(2))
     return draw.of(
         [
-            f"At the market a {one} is {p} dollars and a {other} is {q} dollars. {who} buys {a} of the first and "
-            f"{b} of the "
-            "second. How many dollars is that together?",
+            f"At the market {single(one)} is {p} dollars and {single(other)} is {q} dollars. {who} buys {a} of the "
+            f"first and {b} of the second. How many dollars is that together?",
             f"{who} orders {a} x {one} for {p} dollars each, and {b} x {other} for {q} dollars each. What does "
             "the order "
             "cost in dollars?",
@@ -147,9 +151,13 @@ def basket(draw: Draw) -> Problem:
 
 def shares(draw: Draw) -> Problem:
     who, thing, box = draw.name(), draw.of(THINGS), draw.of(BOXES)
-    friends, part = draw.between(3, 8), draw.between(3, 12)
-    count = draw.of([number for number in range(2, 10) if friends * part % number == 0 and number != friends] or [1])
-    each = friends * part // count
+    counts: list[int] = []
+    while not counts:  # several boxes with several things in each
+        friends, part = draw.between(3, 8), draw.between(3, 12)
+        total = friends * part
+        counts = [number for number in range(2, 10) if total % number == 0 and number not in (friends, total)]
+    count = draw.source.choice(counts)
+    each = total // count
     return draw.of(
         [
             f"{who} opens {count} {box} of {each} {thing} and shares all of them equally among {friends} children. "
@@ -170,7 +178,7 @@ def savings(draw: Draw) -> Problem:
             f"{weeks} weeks?",
             f"By {job}, {who} puts {weekly} dollars aside every week, for {weeks} weeks. Before that there were "
             f"{start} "
-            f"dollars in the tin, meant for a {good}. How many dollars are in the tin now?",
+            f"dollars in the tin, meant for {single(good)}. How many dollars are in the tin now?",
         ]
     ), start + weekly * weeks
 
@@ -221,8 +229,9 @@ def reading(draw: Draw) -> Problem:
     total = daily * days + left
     return draw.of(
         [
-            f"A {book} has {total} pages. {who} reads {daily} pages a day. How many pages are left after {days} days?",
-            f"{who} has been reading a {book} for {days} days, {daily} pages each day. Of its {total} pages, how "
+            f"{single(book).capitalize()} has {total} pages. {who} reads {daily} pages a day. How many pages are left "
+            f"after {days} days?",
+            f"{who} has been reading {single(book)} for {days} days, {daily} pages each day. Of its {total} pages, how "
             "many has "
             f"{who} not read yet?",
         ]
@@ -247,7 +256,8 @@ def halves(draw: Draw) -> Problem:
 
 def sessions(draw: Draw) -> Problem:
     who, what = draw.name(), draw.of(["piano", "chess", "judo", "spelling", "drawing", "swimming", "violin"])
-    minutes, days, off = draw.of([10, 15, 20, 25, 30, 40]), draw.between(3, 7), draw.of([5, 10, 15, 20])
+    minutes, days = draw.source.choice([10, 15, 20, 25, 30, 40]), draw.between(3, 7)
+    off = min(draw.source.choice([5, 10, 15, 20]), minutes - 5)  # less than the session has
     return draw.of(
         [
             f"{who} practises {what} {minutes} minutes on each of {days} days, but stops {off} minutes early on "
@@ -257,7 +267,7 @@ def sessions(draw: Draw) -> Problem:
             "For how many "
             f"minutes was {who} there?",
         ]
-    ), int(minutes) * days - int(off)
+    ), minutes * days - off
 
 
 KINDS: dict[str, Callable[[Draw], Problem]] = {
