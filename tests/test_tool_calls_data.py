@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from recipe_rows import recipe_fixture, rows_fixture
+from recipe_rows import generator, recipe_fixture, rows_fixture
 
 from edgedistill.messages import messages_of, with_calls
 from edgedistill.recipe import Recipe
@@ -78,10 +76,5 @@ def test_no_request_is_there_twice_and_no_eval_row_resembles_one_that_is_shown(
 
 
 def test_the_script_writes_the_prompts_that_are_there(prompts: list[Prompt]) -> None:
-    spec = importlib.util.spec_from_file_location("make_prompts", FOLDER / "make_prompts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.written() == [row.text for row in prompts]
+    assert generator(FOLDER).written() == [row.text for row in prompts]
     assert json.loads((FOLDER / "tools.json").read_text(encoding="utf-8"))

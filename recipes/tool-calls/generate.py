@@ -1,6 +1,6 @@
 """Writes prompts.jsonl, the requests that the teacher answers, by a seed: the same file every time.
 
-    python recipes/tool-calls/make_prompts.py
+    python recipes/tool-calls/generate.py
 
 Each tool has its own ways of being asked for; slots are filled at random. A third of the requests come with a word
 around them. Requests for two things join two single ones. The requests that no tool serves are written out.
@@ -254,8 +254,13 @@ def filled(way: str, chance: random.Random) -> str:
 def lowered(text: str) -> str:
     """A sentence as it goes on behind another word: names keep their capital."""
     first = text.split()[0].strip(",:.")
-    is_name = first in {*NAMES, *CITIES, *DAYS, "I", "I'm", "I'd", "I've", "Monday"}
+    is_name = first in {*NAMES, *CITIES, *DAYS, "I", "I'm", "I'd", "I've"}
     return text if is_name else text[0].lower() + text[1:]
+
+
+def ended(text: str) -> str:
+    """A sentence before another one."""
+    return text if text[-1] in ".!?" else f"{text}."
 
 
 def different(count: int, make: Callable[[], str], seen: set[str]) -> list[str]:
@@ -279,14 +284,13 @@ def written() -> list[str]:
         text = filled(chance.choice(ways), chance)
         if chance.random() < 0.3:
             around = chance.choice(AROUND)
-            text = around.format(text if around.startswith("{}") else lowered(text))
+            text = around.format(ended(text) if around.startswith("{}") else lowered(text))
         return text
 
     def two() -> str:
         tools = chance.sample(tuple(WAYS), 2) if chance.random() < 0.8 else [chance.choice(tuple(WAYS))] * 2
         first, second = (filled(chance.choice(WAYS[tool]), chance) for tool in tools)
-        first = first if first[-1] in ".!?" else f"{first}."
-        return chance.choice(JOINED).format(first, lowered(second))
+        return chance.choice(JOINED).format(ended(first), lowered(second))
 
     none = [text for line in SERVED_BY_NONE.splitlines() for text in line.split("|")]
     rows = [*different(SINGLE, one, seen), *different(PARALLEL, two, seen), *none]
