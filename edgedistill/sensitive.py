@@ -213,8 +213,9 @@ ISSUERS = (
 CALLING_CODE = re.compile(
     r"7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-69]\d|3[578]\d|42\d|5[09]\d|6[789]\d|8[05789]\d|9[67]\d|99[2-68]"
 )
-# 7 digits not far from each other, which every number has; what every IBAN has behind its country
-DIGITS = re.compile(r"[0-9](?:[ \u00a0./()-]{0,3}[0-9]){6}")
+# 7 digits not far from each other, which every number has (") / " between two of them is the farthest); what every IBAN
+# has behind its country
+DIGITS = re.compile(r"[0-9](?:[ \u00a0./()-]{0,4}[0-9]){6}")
 IBAN_DIGITS = re.compile(r"[0-9]{2}(?:[ -]?[A-Za-z0-9]){11}")
 LOCAL = r"[\w.!#$%&*+/=?^`{|}~-]{1,64}"
 LABEL = r"[^\W_](?:[\w-]{0,61}[^\W_])?"

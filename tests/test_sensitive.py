@@ -86,6 +86,7 @@ def test_a_card_is_found_by_issuer_length_and_sum(begins: str, data: st.DataObje
         "0171/2345678",
         "01 23 45 67 89",
         "(030) 901820-12",
+        "(0351) / 654321",
     ],
 )
 def test_a_phone_is_found_as_people_write_it(number: str) -> None:
