@@ -2,15 +2,20 @@
 
 The loop is given the prompt's tokens, decodes them, and samples greedily with llama.cpp's own sampler: no text, no
 template, no grammar, no pipe. The bench's time is from the text put into the pipe to the record that comes out of it.
-Both take turns, request by request, with contexts of the same shape.
+Both take turns, request by request, with contexts of the same shape, each in a process of its own: where its memory
+happens to lie makes one process faster than another by more than the bar, so both are started anew for every round.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,10 +67,33 @@ class BareLoop:
             batch = lib.llama_batch_get_one(one, 1)
 
 
+def _serve(link: Connection, path: Path, cells: int, threads: int, count: int) -> None:
+    """Seconds of each prompt that comes."""
+    with LlamaModel(path, 0) as model:
+        loop = BareLoop(model, cells, threads)
+        while True:
+            link.send(loop.answer(link.recv(), count)[0])
+
+
+@contextmanager
+def _child(path: Path, cells: int, options: argparse.Namespace) -> Iterator[Connection]:
+    """A bare loop in a process of its own."""
+    started = multiprocessing.get_context("spawn")
+    here, there = started.Pipe()
+    process = started.Process(target=_serve, args=(there, path, cells, options.threads, options.output_tokens))
+    process.start()
+    try:
+        yield here
+    finally:
+        process.kill()
+        process.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--requests", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5, help="with new processes")
+    parser.add_argument("--requests", type=int, default=20, help="of each round, by either")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=cores())
@@ -78,13 +106,18 @@ def main() -> None:
     task = TimingTask(
         path, (), None, prompts, options.output_tokens, options.threads, 0, "", None, cache="warm", endless=True
     )
-    with TimedModel(task) as timed, LlamaModel(path, 0) as model:
+    with LlamaModel(path, 0) as model:
         shared = SharedPrompt(model, ())
         whole = [_tokens(shared, prompt.messages) for prompt in prompts]
         cells = max(map(len, whole)) + options.output_tokens
-        bare = BareLoop(model, cells, options.threads)
-        equal = _same_tokens(model, bare, whole[0], options)
-        harness, told, loop = _turns(timed, bare, whole, options)
+        equal = _same_tokens(model, BareLoop(model, cells, options.threads), whole[0], options)
+    harness, told, loop = list[float](), list[float](), list[float]()
+    for number in range(1, options.rounds + 1):
+        with TimedModel(task) as timed, _child(path, cells, options) as bare:
+            found = _turns(timed, bare, whole, options.requests)
+        for into, seconds in zip((harness, told, loop), found, strict=True):
+            into += seconds
+        note(f"round {number}: {float(np.median(np.array(found[0]) / found[2])):.4f} x")
     ratio, low, high = median_interval(harness, loop)
     inside = median_interval(told, loop)
     finish(
@@ -124,7 +157,7 @@ def _same_tokens(model: LlamaModel, bare: BareLoop, prompt: list[int], options: 
 
 
 def _turns(
-    timed: TimedModel, bare: BareLoop, whole: list[list[int]], options: argparse.Namespace
+    timed: TimedModel, bare: Connection, whole: list[list[int]], requests: int
 ) -> tuple[list[float], list[float], list[float]]:
     """Seconds of each request by the bench as seen from outside, as it tells them, and by the loop."""
     harness, told, loop = [], [], []
@@ -138,13 +171,12 @@ def _turns(
 
     def theirs(number: int) -> None:
         time.sleep(PAUSE)
-        loop.append(bare.answer(whole[number], options.output_tokens)[0])
+        bare.send(whole[number])
+        loop.append(bare.recv())
 
-    for number in range(2 + options.requests):
+    for number in range(2 + requests):
         for one in (ours, theirs) if number % 2 else (theirs, ours):
             one(number)
-        if number % 20 == 0:
-            note(f"request {number}: {1000 * harness[-1]:.1f} and {1000 * loop[-1]:.1f} ms")
     return harness[2:], told[2:], loop[2:]
 
 
