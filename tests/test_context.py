@@ -8,8 +8,9 @@ import pytest
 from pico import edited, pico_hf_folder, reconfigured, silent
 from pico_recipe import PicoModels, write_pico_recipe
 
-from edgedistill.errors import InvalidInput
+from edgedistill.errors import EdgeDistillError, InvalidInput
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings, fits_context
+from edgedistill.llamacpp.model import LlamaModel
 from edgedistill.llamacpp.sampling import Sampling
 from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
 from edgedistill.preflight import check
@@ -54,3 +55,10 @@ def test_a_teacher_without_a_chat_template_is_refused_by_check(models: PicoModel
     (recipe / "recipe.toml").write_text(text.replace(teacher, str(tmp_path / "plain.gguf")), encoding="utf-8")
     with pytest.raises(InvalidInput, match="no chat template"):
         check(load_recipe(recipe), Run(tmp_path / "runs" / "pico"))
+
+
+def test_a_file_that_llama_cpp_cannot_load_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 60)
+    with pytest.raises(EdgeDistillError, match=r"broken\.gguf: llama\.cpp cannot load it") as caught:
+        LlamaModel(tmp_path / "broken.gguf")
+    assert "\n" not in caught.value.message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import unicodedata
 from itertools import combinations
 from pathlib import Path
@@ -124,9 +123,7 @@ def test_qwen_of_two_sizes_is_one_tokenizer_and_smollm_another() -> None:
 
     names = ("qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct")
     paths = [fetch(name, ("gguf",), False, lambda what, done, total: None).path for name in names]
-    started = time.perf_counter()
     with opened_tokens(paths[0]) as teacher, opened_tokens(paths[1]) as like, opened_tokens(paths[2]) as unlike:
         assert difference(teacher.ids, like.ids, probe_texts(like.template, ())) is None
         found = difference(teacher.ids, unlike.ids, probe_texts(unlike.template, ()))
     assert found is not None
-    assert time.perf_counter() - started < 5

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput
+from ..records import common_length
 from ..targets import Capture
 from .context import Context, ContextSettings, FlashAttention
 from .grammar import Grammar
@@ -47,6 +48,8 @@ class EngineSettings:
     """Append forced tokens in one chunk; off, every token is decoded on its own, as plain servers do."""
     split: bool = False
     flash_attention: FlashAttention = "auto"
+    reuse: bool = False
+    """Of a request in the only slot, compute what begins otherwise than the one before: further samples and turns."""
     endless: bool = False
     """Write on behind an end token, up to the longest answer: to time answers of a stated length."""
 
@@ -83,6 +86,7 @@ class BatchEngine:
         )
         self._slots: dict[int, Slot] = {}
         self._free: list[int] = []
+        self._left: tuple[int, list[int]] = (0, [])  # in the only slot: of how much of the prefix, and tokens behind it
         self._staged = [False] * self._group  # whether a staging sequence still holds the whole prefix
         decode_prefix(self._context, settings.prefix_cache, prefix)
 
@@ -124,6 +128,7 @@ class BatchEngine:
         self._free = list(range(self._settings.slots, 0, -1))
         for number in self._free:  # what a run that was left in the middle may have kept
             self._context.cut(number)
+        self._left = (0, [])
         while slots or following is not None:
             new: list[int] = []
             while following is not None and self._has_room(following, len(new)):
@@ -136,7 +141,7 @@ class BatchEngine:
             self._step()
             for number in [number for number, slot in slots.items() if slot.done]:
                 slot = slots.pop(number)
-                self._context.cut(number)
+                self._leave(number, slot)
                 self._free.append(number)
                 yield self._answer(slot)
 
@@ -157,13 +162,27 @@ class BatchEngine:
 
     def _admit(self, request: Request) -> int:
         number = self._free.pop()
-        slot = self._slots[number] = self._begin(request)
+        shared, left = self._left
+        kept = min(common_length(left, request.tokens), len(request.tokens) - 1) if shared == request.shared else 0
+        slot = self._slots[number] = self._begin(request, kept=kept)
         slot.siblings = [self._free.pop() for _ in range(request.sampling.samples - 1)]
-        if not self._settings.split:
+        if kept:
+            self._context.cut(number, shared + kept)
+        elif not self._settings.split:
+            self._context.cut(number)
             self._context.copy(PREFIX, number, request.shared)
         return number
 
-    def _begin(self, request: Request, sample: int = 0) -> Slot:
+    def _leave(self, number: int, slot: Slot) -> None:
+        """Free the cells of an answered request, or have the next one find what begins as it does."""
+        if not self._settings.reuse:
+            self._context.cut(number)
+            return
+        request = slot.request
+        held = [*request.tokens, *(request.given or slot.answer)]
+        self._left = (request.shared, held[: slot.position - request.shared])
+
+    def _begin(self, request: Request, sample: int = 0, kept: int = 0) -> Slot:
         sampling = request.sampling
         sample += request.first_sample
         state = self._grammar.begin() if self._grammar and not request.given else None
@@ -172,12 +191,12 @@ class BatchEngine:
         return Slot(
             request=request,
             sample=sample,
-            position=request.shared,
+            position=request.shared + kept,
             started=time.perf_counter(),
             state=state,
             capture=Capture(keep, self._model.vocab_size, sampling.seed + sample) if keep else None,
             random=np.random.default_rng(sampling.seed + sample) if sampling.temperature > 0 else None,
-            pending=[*request.tokens, *forced, *request.given[:-1]],
+            pending=[*request.tokens[kept:], *forced, *request.given[:-1]],
             expected=[*forced, *request.given] if keep else [],
             answer=[*forced],
             closing=bool(request.given),

@@ -28,6 +28,7 @@ PREFIX = 0  # the sequence that holds the shared prefix
 # of fewer tokens what is saved is lost in the time that a process takes to start
 SHORTEST = 64
 LARGEST_SHARE = 0.1  # of the free disk
+ROWS = 16  # that kernels compute together: those left over are computed, and rounded, in another way
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,22 @@ class PrefixCache:
 
 
 def decode_prefix(context: Context, cache: PrefixCache | None, prefix: Sequence[int]) -> bool:
-    """Make sequence 0 of a new context hold the prefix; whether it was read from the cache instead of computed."""
+    """Make sequence 0 of a new context hold the prefix; whether it was read from the cache instead of computed.
+
+    Every row of it is computed in a whole group, as it would be within a longer prompt: so answers behind it are, bit
+    by bit, those that a loop over single prompts gets.
+    """
     if cache is not None and cache.restore(context.handle, prefix):
         return True
     context.cut(PREFIX)  # what a failed restore may have left
     step = context.batch.capacity
-    for start in range(0, len(prefix), step):
+    more = min(-len(prefix) % ROWS, context.settings.cells - len(prefix))
+    whole = [*prefix, *list(prefix[-1:]) * more]
+    for start in range(0, len(whole), step):
         context.batch.clear()
-        context.batch.add(prefix[start : start + step], start, PREFIX, 0)
+        context.batch.add(whole[start : start + step], start, PREFIX, 0)
         context.decode()
+    context.cut(PREFIX, len(prefix))
     if cache is not None:
         cache.keep(context.handle, prefix)
     return False

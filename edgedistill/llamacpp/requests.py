@@ -85,9 +85,12 @@ class Slot:
 
 
 def longest_first(requests: Iterable[Request], slots: int) -> Iterator[Request]:
-    """The requests, the longest first within a window; none has more samples than there are slots."""
+    """The requests, the longest first within a window; none has more samples than there are slots.
+
+    A single slot takes them as they come.
+    """
     source = iter(requests)
-    while window := list(islice(source, WINDOW * slots)):
+    while window := list(islice(source, WINDOW * slots if slots > 1 else 1)):
         window.sort(key=lambda request: -request.cells)
         for request in window:
             for first in range(0, request.sampling.samples, slots):

@@ -1,7 +1,8 @@
 """T0: greedy answers against `Llama.create_chat_completion`: equal one at a time; at 32, as few differ as the server's.
 
 A batch of another size rounds the logits otherwise, and a near tie may turn: so it is counted, for the engine and for
-llama-server with as many slots.
+llama-server with as many slots. The loop's own first answer is one more that does not count: only from the second on
+does it reuse the system text, as the engine always does, and computing a prompt in other pieces rounds otherwise too.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     model = teacher_gguf()
     answerer = engine_work.answerer(model)
-    prompts = engine_work.prompts(answerer, options.prompts)
-    expected = plain_answers(model, prompts)
+    first, *prompts = engine_work.prompts(answerer, options.prompts + 1)
+    _, *expected = plain_answers(model, [first, *prompts])
     requests = [answerer.request(prompt, Sampling(engine_work.MAX_TOKENS)) for prompt in prompts]
     differ: dict[str, int] = {}
     for layout in (Layout(1, split=False), Layout(SLOTS, split=False), Layout(SLOTS, split=True)):
