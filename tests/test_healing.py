@@ -32,7 +32,7 @@ from edgedistill.recipe import Recipe, TrainSettings, load_recipe
 from edgedistill.records import Example, json_lines, messages_of, read_rows
 from edgedistill.run import Run, write_whole
 from edgedistill.stages.export import F16_NAME
-from edgedistill.stages.healing import healed, require_healing
+from edgedistill.stages.healing import heal_quants, require_healing
 from edgedistill.stages.quantize import quantize as quantize_stage
 from edgedistill.students import TrainingData, load_healer
 from edgedistill.students.encode import EncodedExample, Encoder
@@ -157,7 +157,7 @@ def test_a_quant_is_replaced_where_healing_measures_better(
 ) -> None:
     recipe, run, quant = run_of(tmp_path / "run", pico, pico_recipe)
     texts = learned(run)
-    found = healed(healing(recipe, heal_learning_rate=2e-2), run, quant, texts, silent)
+    found = heal_quants(healing(recipe, heal_learning_rate=2e-2), run, {"one": quant}, texts, silent)["one"]
     assert found["kept"] is True
     assert found["after"]["mean"] < found["before"]["mean"]
     (now,) = divergence_between(run.folder("export") / F16_NAME, [quant], texts, 1, silent)
@@ -170,7 +170,7 @@ def test_a_quant_stays_where_healing_measures_no_better(
 ) -> None:
     recipe, run, quant = run_of(tmp_path / "run", pico, pico_recipe)
     before = quant.read_bytes()
-    found = healed(healing(recipe, heal_learning_rate=3.0), run, quant, learned(run), silent)
+    found = heal_quants(healing(recipe, heal_learning_rate=3.0), run, {"one": quant}, learned(run), silent)["one"]
     assert found["kept"] is False
     assert found["after"]["mean"] >= found["before"]["mean"]
     assert quant.read_bytes() == before
@@ -187,7 +187,7 @@ def test_a_stop_in_the_middle_leaves_the_quant_as_it_was(
             raise Stopped("stopped as asked")
 
     with pytest.raises(Stopped):
-        healed(healing(recipe), run, quant, learned(run), stop)
+        heal_quants(healing(recipe), run, {"one": quant}, learned(run), stop)
     assert quant.read_bytes() == before
     assert [path.name for path in quant.parent.iterdir()] == [quant.name]
 

@@ -20,7 +20,7 @@ from ..students.encode import EncodedExample, Encoder
 from .export import F16_NAME
 from .taught import TaughtRows
 
-__all__ = ["heal_quants", "healed", "require_healing"]
+__all__ = ["heal_quants", "require_healing"]
 
 SCRATCH = "heal"  # in the run's scratch folder: trainings that were stopped
 
@@ -36,44 +36,37 @@ def require_healing(recipe: Recipe, run: Run) -> str:
 def heal_quants(
     recipe: Recipe, run: Run, quants: Mapping[str, Path], texts: Sequence[ScoredText], progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Heal the quants that are further from the 16-bit student than an export may be; what was measured, by name."""
-    source = run.folder("export") / F16_NAME
-    lost = divergence_between(source, list(quants.values()), texts, cores(), progress)
-    found = {
-        name: healed(recipe, run, path, texts, progress)
-        for (name, path), one in zip(quants.items(), lost, strict=True)
-        if one.mean > recipe.export.max_kl
-    }
-    shutil.rmtree(run.scratch / SCRATCH, ignore_errors=True)
-    return found
+    """Heal the quants that are further from the 16-bit student than an export may be; what was measured, by name.
 
-
-def healed(recipe: Recipe, run: Run, quant: Path, texts: Sequence[ScoredText], progress: Progress) -> dict[str, Any]:
-    """Heal a quant of the run's student in its place; return what was measured on `texts` before and after.
-
-    It learns on the rows of curate. The healed file is made in the run's scratch folder, where a stopped training goes
-    on; as a whole it takes the quant's place, and only where its mean KL from the 16-bit student is lower.
+    They learn on the rows of curate. Each healed file is made in the run's scratch folder, where a stopped training
+    goes on; as a whole it takes the quant's place, and only where its mean KL from the 16-bit student on `texts` is
+    lower.
     """
-    started = time.monotonic()
+    source, scratch = run.folder("export") / F16_NAME, run.scratch / SCRATCH
+    lost = divergence_between(source, list(quants.values()), texts, cores(), progress)
+    far = {name: one for name, one in zip(quants, lost, strict=True) if one.mean > recipe.export.max_kl}
+    if not far:
+        return {}
     data, settings = _lessons(recipe, run)
-    work = run.scratch / SCRATCH / digest(file_sha256(quant), _content(recipe, run), settings.model_dump())[:16]
-    healer = load_healer(run.folder("export") / "student", quant)
-    summary, changed = healer.heal(data, settings, work, _reporter(quant.name, progress))
-    candidate = work / quant.name
-    write_vectors(quant, candidate, changed)
-    reference = run.folder("export") / F16_NAME
-    before, after = divergence_between(reference, [quant, candidate], texts, cores(), progress)
-    is_better = after.mean < before.mean
-    if is_better:
-        os.replace(candidate, quant)
-    return {
-        "kept": is_better,
-        "before": before.summary(),
-        "after": after.summary(),
-        "steps": summary["steps"],
-        "trained_parameters": summary["trained_parameters"],
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    content = [*_content(recipe, run), settings.model_dump()]
+    made: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for name in far:
+        started, quant = time.monotonic(), quants[name]
+        work = scratch / digest(file_sha256(quant), content)[:16]
+        healer = load_healer(run.folder("export") / "student", quant)
+        summary, changed = healer.heal(data, settings, work, _reporter(quant.name, progress))
+        write_vectors(quant, work / quant.name, changed)
+        told = {key: summary[key] for key in ("steps", "trained_parameters")}
+        made[name] = work / quant.name, {**told, "seconds": round(time.monotonic() - started, 1)}
+    after = divergence_between(source, [candidate for candidate, _ in made.values()], texts, cores(), progress)
+    found = {}
+    for (name, (candidate, told)), now in zip(made.items(), after, strict=True):
+        is_better = now.mean < far[name].mean
+        if is_better:
+            os.replace(candidate, quants[name])
+        found[name] = {"kept": is_better, "before": far[name].summary(), "after": now.summary(), **told}
+    shutil.rmtree(scratch, ignore_errors=True)
+    return found
 
 
 def _lessons(recipe: Recipe, run: Run) -> tuple[TrainingData, TrainSettings]:

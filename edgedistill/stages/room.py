@@ -49,7 +49,8 @@ def estimated_disk(recipe: Recipe, run: Run) -> int:
     full = 12 * student if recipe.train.method == "full" else 0
     there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
     moved = 2 * student if recipe.quantize.growth > 1 else 0  # mixtures that are tried
-    made = student * (4 + len(recipe.quantize.made)) + moved + full + target_bytes(recipe)
+    healed = len(recipe.quantize.made) * student // 2 if recipe.quantize.heal else 0
+    made = student * (4 + len(recipe.quantize.made)) + moved + healed + full + target_bytes(recipe)
     return max(0, fetched + made - there)
 
 

@@ -24,7 +24,7 @@ from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import Example, Message, Prompt, json_lines, messages_of, read_prompts, read_rows
 from edgedistill.run import Run, write_whole
 from edgedistill.stages.export import F16_NAME, export
-from edgedistill.stages.healing import healed
+from edgedistill.stages.healing import heal_quants
 from edgedistill.stages.held_out import text_of
 from edgedistill.stages.quantizing import QuantizingTask, make
 from edgedistill.stages.train import train
@@ -87,7 +87,7 @@ def _healed(recipe: Recipe, run: Run, name: str, work: Path, texts: Sequence[Sco
     shown = [messages_of(str(number), row) for number, row in read_rows(run.folder("curate") / "train.jsonl")]
     task = QuantizingTask(source, work / recipe.name, settings, _texts(recipe, run, shown), "training rows")
     path = make(task, _said)[name].path
-    found = healed(recipe, run, path, texts, _said)
+    found = heal_quants(recipe, run, {name: path}, texts, _said)[name]
     before, after = found["before"]["mean"], found["after"]["mean"]
     regained = round(1 - after / before, 4) if found["kept"] else 0.0
     note(f"{name}: KL {before:.5f}, healed {after:.5f}, {regained:.1%} regained in {found['seconds']} s")
