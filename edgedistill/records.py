@@ -43,6 +43,7 @@ __all__ = [
     "read_rows",
     "sample_of",
     "tools_of",
+    "user_prompt",
 ]
 
 # name -> llama.h's LLAMA_FTYPE number, which a GGUF keeps as general.file_type
@@ -303,6 +304,16 @@ def prompt_of(where: str, row: dict[str, Any]) -> Prompt:
 def prompt_id(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
     """What a prompt is called: 16 hex digits that its messages decide, and its own tools where it has any."""
     return digest([message.as_dict() for message in messages], *((list(tools),) if tools else ()))[:16]
+
+
+def user_prompt(text: str, tools: tuple[Tool, ...] = ()) -> Prompt:
+    """A prompt of one message of the user.
+
+    >>> user_prompt("Hello").text
+    'Hello'
+    """
+    messages = (Message("user", text),)
+    return Prompt(prompt_id(messages, tools), messages, tools=tools)
 
 
 def chat_row(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> dict[str, Any]:

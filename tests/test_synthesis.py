@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from pico_recipe import edit, rows
+from pico import pico_gguf
+from pico_recipe import PicoModels, edit, rows
 
 from edgedistill.cli import cli
-from edgedistill.errors import InvalidInput, Stopped
+from edgedistill.errors import InvalidInput, Stopped, Unsafe
 from edgedistill.pipeline import RunSettings, run_recipe, stage_keys
 from edgedistill.preflight import check
 from edgedistill.prompting import SynthesizeSettings
@@ -25,6 +26,7 @@ from edgedistill.records import Prompt, read_prompts, read_rows
 from edgedistill.run import Run
 from edgedistill.similarity import SimilarTexts, jaccard, shingles
 from edgedistill.stages import synthesis as stage
+from edgedistill.stages.privacy import require_private
 from edgedistill.store import Store
 from edgedistill.synthesis import Growth, Screen, Written, diversity, system_text
 from edgedistill.synthesis.requests import Request, texts_in
@@ -134,7 +136,7 @@ def test_what_resembles_an_earlier_one_or_an_eval_row_or_has_a_gap_is_dropped(gr
         "repetition",
         "",
     ]
-    assert {one.reason for one in written[5:]} >= {"exact duplicate"} or {"nothing new"} <= set(growth.dropped)
+    assert {one.reason for one in written[5:] if one.prompt.text == said[-1]} == {"nothing new"}
     assert growth.kept == 1
 
 
@@ -273,7 +275,40 @@ def test_a_writer_that_was_stopped_goes_on_without_asking_anything_twice(
                 prompts_of(recipe, tmp_path / "stopped")
         _, resumed = prompts_of(recipe, tmp_path / "stopped")
     assert len(added) == len(set(added))
-    assert len(resumed) == len(whole)
+    assert resumed == whole
+
+
+def test_what_is_written_and_the_seeds_offer_the_tools_of_the_recipe(recipe: Path, tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    (recipe / "tools.json").write_text(json.dumps([tool]), encoding="utf-8")
+    text = (recipe / "recipe.toml").read_text(encoding="utf-8").replace('schema_file = "schema.json"\n', "")
+    (recipe / "recipe.toml").write_text(f'{text}\n[tools]\nfile = "tools.json"\nstudent = false\n', encoding="utf-8")
+    run, _ = prompts_of(recipe, tmp_path / "runs")
+    path = run.folder("prompts") / "prompts.jsonl"
+    assert all(prompt.tools == (tool,) for prompt in read_prompts(path))
+    ids = [row["_ed"]["id"] for _, row in read_rows(path)]
+    assert ids == [prompt.id for prompt in read_prompts(path)]
+    parents = {row["_ed"]["from"] for _, row in read_rows(path) if "from" in row["_ed"]}
+    assert parents <= set(ids)
+
+
+def test_a_seed_that_is_there_already_is_dropped_with_its_reason(recipe: Path, tmp_path: Path) -> None:
+    (recipe / "seeds.jsonl").write_bytes(rows(("Open the door", "open the door!")))
+    run, texts = prompts_of(recipe, tmp_path / "runs")
+    assert texts[0] == "Open the door"
+    (first,) = [row for _, row in read_rows(run.folder("prompts") / "dropped.jsonl") if row["_ed"]["source"] == "seed"]
+    assert first["_ed"]["reason"] == "exact duplicate"
+    summary = run.summary("prompts")
+    assert summary["dropped"] == sum(1 for _ in read_rows(run.folder("prompts") / "dropped.jsonl"))
+
+
+def test_personal_data_in_seeds_does_not_leave_the_machine_unasked(recipe: Path, tmp_path: Path) -> None:
+    (recipe / "prompts.jsonl").write_bytes(rows(("Open the door",)))
+    (recipe / "seeds.jsonl").write_bytes(rows(("Write to anna.berger@example.org",)))
+    loaded = load_recipe(recipe)
+    far = loaded.teacher.model_copy(update={"backend": "openai", "url": "https://models.example.org/v1"})
+    with pytest.raises(Unsafe, match="looks like personal data"):
+        require_private(loaded.model_copy(update={"teacher": far, "teachers": (far,)}), Run(tmp_path / "run"))
 
 
 def test_check_tells_what_will_be_written_and_reads_the_seeds(recipe: Path, tmp_path: Path) -> None:
@@ -286,16 +321,22 @@ def test_check_tells_what_will_be_written_and_reads_the_seeds(recipe: Path, tmp_
         check(load_recipe(recipe), run)
 
 
-def test_seeds_teacher_and_eval_rows_are_part_of_the_key(recipe: Path, tmp_path: Path) -> None:
+def test_seeds_teacher_and_eval_rows_are_part_of_the_key(recipe: Path, models: PicoModels, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", offline=True)
     before = stage_keys(load_recipe(recipe), run)["prompts"]
     (recipe / "seeds.jsonl").write_bytes(rows(("Something else",)))
     after = stage_keys(load_recipe(recipe), run)["prompts"]
     assert after != before
     (recipe / "eval.jsonl").write_bytes((recipe / "eval.jsonl").read_bytes()[:-1])
-    assert stage_keys(load_recipe(recipe), run)["prompts"] != after
+    key = stage_keys(load_recipe(recipe), run)["prompts"]
+    assert key != after
     edit(recipe / "recipe.toml", 'system = "You turn a command into JSON."', 'system = "Answer."')
-    assert stage_keys(load_recipe(recipe), run)["prompts"] == stage_keys(load_recipe(recipe), run)["prompts"]
+    assert stage_keys(load_recipe(recipe), run)["prompts"] == key  # the writer has a system text of its own
+    edit(recipe / "recipe.toml", "[curate]\n", "[curate]\neval_overlap = 0.3\n")
+    narrow = stage_keys(load_recipe(recipe), run)["prompts"]
+    assert narrow != key
+    edit(recipe / "recipe.toml", str(models.teacher), str(pico_gguf(tmp_path / "other.gguf", "qwen2", seed=4)))
+    assert stage_keys(load_recipe(recipe), run)["prompts"] != narrow
 
 
 def test_a_dry_run_counts_the_prompts_that_are_still_to_be_written(recipe: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .seen import SimilarTexts, Twin, in_blocks
-from .sketches import Sketcher, Sketches
+from .sketches import Sketcher
 from .words import jaccard, normalised, shingles
 
-__all__ = ["SimilarTexts", "Sketcher", "Sketches", "Twin", "in_blocks", "jaccard", "normalised", "shingles"]
+__all__ = ["SimilarTexts", "Sketcher", "Twin", "in_blocks", "jaccard", "normalised", "shingles"]

@@ -43,6 +43,11 @@ class Twin:
     id: str
     is_exact: bool
 
+    @property
+    def reason(self) -> str:
+        """Why a text with such a twin is dropped."""
+        return "exact duplicate" if self.is_exact else "near duplicate"
+
 
 def in_blocks(rows: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]:
     """The rows in the blocks in which `SimilarTexts` is fastest, of texts that memory surely holds."""

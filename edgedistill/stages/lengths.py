@@ -10,7 +10,7 @@ from itertools import chain, islice
 from ..contract import BenchSettings
 from ..errors import InvalidInput
 from ..recipe import Recipe
-from ..records import Message, Prompt, iter_prompts, prompt_id
+from ..records import Prompt, iter_prompts, user_prompt
 from .dialogue import parts
 from .latency import FEWEST, early_stopping, usual_requests
 from .prompt_source import source_prompts
@@ -49,8 +49,7 @@ def made_up(seed: int) -> Iterator[Prompt]:
     number = 0
     while True:
         number += 1
-        messages = (Message("user", " ".join([f"{number}.", *chance.choices(WORDS.split(), k=MADE_UP)])),)
-        yield Prompt(prompt_id(messages), messages)
+        yield user_prompt(" ".join([f"{number}.", *chance.choices(WORDS.split(), k=MADE_UP)]))
 
 
 def most_requests(settings: BenchSettings) -> int:

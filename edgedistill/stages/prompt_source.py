@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,17 @@ from ..sources import Columns, Source, conversations, is_own, named, recognised
 from ..sources import row as row_of_conversation
 from .on_offer import offered
 
-__all__ = ["Reading", "longest_source_prompt", "own_rows", "prompt_row", "prompt_source", "scrubs", "source_prompts"]
+__all__ = [
+    "Reading",
+    "file_prompts",
+    "longest_source_prompt",
+    "own_rows",
+    "prompt_row",
+    "prompt_source",
+    "scrubs",
+    "seeds_of",
+    "source_prompts",
+]
 
 LIKE_TEXT = "Where is it? "  # has about as many tokens as a text of that length
 NAMED = 20  # bad lines that are named one by one
@@ -111,16 +122,43 @@ class Reading:
 
 
 def source_prompts(recipe: Recipe) -> Iterator[Prompt]:
-    """The prompts that a recipe's files hold before any are written, read as they are needed.
+    """The prompts that are there before any are written, read as they are needed: those of the file, then the seeds.
 
-    Raises InvalidInput at the end where lines were bad, with file and line of each.
+    Raises InvalidInput at the end of a file whose lines were bad, with file and line of each.
     """
-    source = prompt_source(recipe)
-    if source is None:
+    yield from file_prompts(recipe)
+    yield from seeds_of(recipe)
+
+
+def file_prompts(recipe: Recipe) -> Iterator[Prompt]:
+    """The prompts of the recipe's file; none where it names none. Raises what `source_prompts` raises."""
+    if recipe.prompts.file is None:
         return
+    source = prompt_source(recipe)
+    assert source is not None
     reading = Reading(source, scrubs(recipe))
     yield from offered(recipe, reading.prompts())
     reading.require_good()
+
+
+def seeds_of(recipe: Recipe) -> list[Prompt]:
+    """The seeds; none where the recipe names none.
+
+    Raises InvalidInput with file and line where one is bad, or has several turns.
+    """
+    settings = recipe.prompts.synthesize
+    if settings is None or settings.seeds is None:
+        return []
+    path = recipe.file(settings.seeds)
+    reading = Reading(recognised(path), scrubs(recipe))
+    found = list(offered(recipe, reading.prompts()))
+    reading.require_good()
+    if not found:
+        raise InvalidInput(f"{path}: no seeds", "Write at least one row, or leave synthesize.seeds out.")
+    long = next((prompt for prompt in found if len(prompt.messages) > 1), None)
+    if long is not None:
+        raise InvalidInput(f"{path}: a seed has several turns: {long.text[:60]!r}", "Give the first turn alone.")
+    return found
 
 
 def longest_source_prompt(recipe: Recipe) -> Prompt:
@@ -132,7 +170,7 @@ def longest_source_prompt(recipe: Recipe) -> Prompt:
     if recipe.prompts.synthesize is not None:
         text = (LIKE_TEXT * recipe.prompts.synthesize.longest)[: recipe.prompts.synthesize.longest]
         longest = Prompt("longest", (Message("user", text),))
-        return max(longest, *source_prompts(recipe), longest, key=lambda prompt: len(prompt.text))
+        return max(chain([longest], source_prompts(recipe)), key=lambda prompt: len(prompt.text))
     assert source is not None
     if is_own(source) and not scrubs(recipe):
         return next(offered(recipe, [longest_prompt(source.path)]))

@@ -64,8 +64,7 @@ def _of_file(recipe: Recipe, out: Path, rows: tuple[Write, Write], progress: Pro
                     kept += 1
                     keep(prompt_row(prompt))
                 else:
-                    reason = "exact duplicate" if twin.is_exact else "near duplicate"
-                    drop({**prompt_row(prompt), "_ed": {"id": prompt.id, "reason": reason, "of": twin.id}})
+                    drop({**prompt_row(prompt), "_ed": {"id": prompt.id, "reason": twin.reason, "of": twin.id}})
             done += len(block)
             progress("reading prompts", done, limit)
     if not kept and recipe.prompts.synthesize is None:

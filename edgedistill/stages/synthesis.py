@@ -3,57 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ..chat import with_system
-from ..errors import InvalidInput
 from ..llamacpp.grammar import require_decodable
 from ..recipe import Recipe
 from ..records import Prompt, iter_prompts
 from ..run import Progress, Run, write_whole
 from ..similarity import SimilarTexts, in_blocks
-from ..sources import recognised
 from ..store import Store
 from ..synthesis import Growth, Screen, Writer, answer_schema, diversity, system_text, writing
 from ..teachers import TeacherTask
 from ..teachers.identity import fetch_teacher, identify_teacher
-from .prompt_source import Reading, prompt_row, scrubs, source_prompts
+from .on_offer import recipe_tools
+from .prompt_source import file_prompts, prompt_row, seeds_of
 from .streams import Write
 
-__all__ = ["DIVERSITY", "STORE", "add_synthesized", "require_synthesis", "seeds_of", "written_by"]
+__all__ = ["DIVERSITY", "STORE", "add_synthesized", "overlap", "require_synthesis", "written_by"]
 
 STORE = "synthesis.sqlite"
 DIVERSITY = "diversity.json"
 FEW = 3  # seeds; fewer hardly show what prompts are like
 
 
-def seeds_of(recipe: Recipe) -> list[Prompt]:
-    """The seeds; none where the recipe names none.
-
-    Raises InvalidInput with file and line where one is bad, or has several turns.
-    """
-    settings = recipe.prompts.synthesize
-    if settings is None or settings.seeds is None:
-        return []
-    path = recipe.file(settings.seeds)
-    reading = Reading(recognised(path), scrubs(recipe))
-    found = list(reading.prompts())
-    reading.require_good()
-    if not found:
-        raise InvalidInput(f"{path}: no seeds", "Write at least one row, or leave synthesize.seeds out.")
-    long = next((prompt for prompt in found if len(prompt.messages) > 1), None)
-    if long is not None:
-        raise InvalidInput(f"{path}: a seed has several turns: {long.text[:60]!r}", "Give the first turn alone.")
-    return found
-
-
 def written_by(recipe: Recipe, run: Run) -> list[Any]:
     """What decides the prompts that are written besides the table itself: who writes them."""
     teacher = recipe.teacher
     return [teacher.backend, identify_teacher(recipe, teacher, run.offline).sha256]
+
+
+def overlap(recipe: Recipe) -> float:
+    """How similar to an eval row no written prompt may be."""
+    settings = recipe.prompts.synthesize
+    assert settings is not None
+    return min(settings.near_duplicate, recipe.curate.eval_overlap)
 
 
 def require_synthesis(recipe: Recipe, run: Run) -> str:
@@ -85,10 +72,14 @@ def add_synthesized(
     texts: list[str] = []
     with ExitStack() as stack:
         screen = _screen(recipe, out, stack)
-        new = [seed for seed, is_new in zip(seeds, screen.admit(_named(seeds)), strict=True) if is_new]
-        for seed in new:
-            keep({**prompt_row(seed), "_ed": {**(seed.lineage or {}), "id": seed.id, "source": "seed"}})
-        growth = Growth(settings, seeds, recipe.seed, screen)
+        twins = screen.admit(_named(seeds))
+        for seed, twin in zip(seeds, twins, strict=True):
+            own = {**(seed.lineage or {}), "id": seed.id, "source": "seed"}
+            if twin is None:
+                keep({**prompt_row(seed), "_ed": own})
+            else:
+                drop({**prompt_row(seed), "_ed": {**own, "reason": twin.reason, "of": twin.id}})
+        growth = Growth(settings, seeds, recipe.seed, screen, recipe_tools(recipe))
         writer, name = _writer(recipe, run, seeds, stack)
 
         def told(what: str, done: int, total: int) -> None:
@@ -106,7 +97,7 @@ def add_synthesized(
                     keep({**row, "_ed": own})
                     texts.append(one.prompt.text)
             progress("writing prompts", growth.kept, settings.count)
-    found = _summary(growth, len(new), texts)
+    found = _summary(growth, Counter(twin.reason for twin in twins if twin is not None), twins.count(None), texts)
     write_whole(out / DIVERSITY, json.dumps(found, indent=1, ensure_ascii=False).encode())
     return found
 
@@ -120,14 +111,13 @@ def _screen(recipe: Recipe, out: Path, stack: ExitStack) -> Screen:
     settings = recipe.prompts.synthesize
     assert settings is not None
     seen = stack.enter_context(SimilarTexts(settings.near_duplicate, out))
-    held_out = stack.enter_context(SimilarTexts(min(settings.near_duplicate, recipe.curate.eval_overlap), out))
+    held_out = stack.enter_context(SimilarTexts(overlap(recipe), out))
     for path in recipe.files("evaluate").values():
         for block in in_blocks(iter_prompts(path), lambda prompt: prompt.text):
             held_out.add(_named(block))
     screen = Screen(settings, seen, held_out)
-    if recipe.prompts.file is not None:
-        for block in in_blocks(source_prompts(recipe), lambda prompt: prompt.text):
-            screen.add(_named(block))
+    for block in in_blocks(file_prompts(recipe), lambda prompt: prompt.text):
+        screen.add(_named(block))
     return screen
 
 
@@ -144,13 +134,14 @@ def _writer(recipe: Recipe, run: Run, seeds: Sequence[Prompt], stack: ExitStack)
     return writer, weights.name
 
 
-def _summary(growth: Growth, seeds: int, texts: list[str]) -> dict[str, Any]:
+def _summary(growth: Growth, dropped: Counter[str], seeds: int, texts: list[str]) -> dict[str, Any]:
+    """What came of it; `dropped` and `seeds` are the seeds that were dropped and kept."""
     return {
         "kept": growth.kept,
         "seeds": seeds,
         "written": growth.written,
         "requests": growth.requests,
-        "dropped": dict(growth.dropped),
+        "dropped": dict(growth.dropped + dropped),
         "stopped": growth.stopped,
         "cells": growth.cells(),
         "unfilled": growth.unfilled(),

@@ -10,7 +10,7 @@ from math import ceil
 from typing import Any
 
 from ..prompting import SynthesizeSettings
-from ..records import Message, Prompt, digest, prompt_id
+from ..records import Prompt, Tool, digest, user_prompt
 from .requests import EDGES, WAYS, Request, Text, kind_of, texts_in, topics_in, topics_request
 from .screen import Screen, triples
 
@@ -55,8 +55,16 @@ class _Cell:
 class Growth:
     """Prompts as they are made. What is asked follows from settings, seed and the answers before, and nothing else."""
 
-    def __init__(self, settings: SynthesizeSettings, seeds: Sequence[Prompt], seed: int, screen: Screen) -> None:
-        self._settings, self._seed, self._screen = settings, seed, screen
+    def __init__(
+        self,
+        settings: SynthesizeSettings,
+        seeds: Sequence[Prompt],
+        seed: int,
+        screen: Screen,
+        tools: tuple[Tool, ...] = (),
+    ) -> None:
+        """`tools` are what every prompt that is written offers."""
+        self._settings, self._seed, self._screen, self._tools = settings, seed, screen, tools
         self._seeds = [Text(prompt.id, prompt.text) for prompt in seeds]
         combinations = settings.combinations()
         edges = round(settings.edge * settings.count)
@@ -168,7 +176,7 @@ class Growth:
     def _taken(self, requests: Sequence[Request], answers: Sequence[Sequence[str]]) -> list[Written]:
         """What is kept of a round's answers."""
         made = [
-            Written(_prompt(text), request)
+            Written(user_prompt(text, self._tools), request)
             for request, texts in zip(requests, answers, strict=True)
             for text in texts[: request.count]
         ]
@@ -202,8 +210,3 @@ class Growth:
         total = sum(size for _, size in self._window)
         new = sum(count for count, _ in self._window)
         return len(self._window) == WINDOW and new < LEAST_NEW * total
-
-
-def _prompt(text: str) -> Prompt:
-    messages = (Message("user", text),)
-    return Prompt(prompt_id(messages), messages)

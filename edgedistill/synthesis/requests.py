@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..prompting import SynthesizeSettings
-from ..records import Message, Prompt, prompt_id
+from ..records import Prompt, user_prompt
 
 __all__ = [
     "EDGES",
@@ -75,7 +75,7 @@ class Request:
         lines += [_said(settings, name, value) for name, value in {**self.cell, **self.others}.items()]
         if self.topic:
             lines.append(f"topic: {', '.join(self.topic)}")
-        return _asked("\n".join(lines))
+        return user_prompt("\n".join(lines))
 
     def tags(self) -> list[str]:
         """What the cell is called in a row, for `curate` to balance by: its values, or the kind of edge case."""
@@ -94,7 +94,7 @@ def topics_request(count: int, kind: str, inside: str = "") -> Prompt:
     """The request for topics of a kind of inputs, or for those inside one."""
     of = f" inside the topic {json.dumps(inside, ensure_ascii=False)}" if inside else ""
     order = f"List {count} different topics{of} in two to six words each, every one a concrete matter, of {kind}"
-    return _asked(f'{order}\nYour answer is {{"topics": [...]}}.')
+    return user_prompt(f'{order}\nYour answer is {{"topics": [...]}}.')
 
 
 def kind_of(settings: SynthesizeSettings, values: Mapping[str, str]) -> str:
@@ -172,8 +172,3 @@ def topics_in(answer: str) -> list[str]:
 def _is_unicode(text: str) -> bool:
     """Whether it can be written: an escaped half of a surrogate pair cannot."""
     return not any("\ud800" <= sign <= "\udfff" for sign in text)
-
-
-def _asked(text: str) -> Prompt:
-    messages = (Message("user", text),)
-    return Prompt(prompt_id(messages), messages)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..curation.loops import repeats
 from ..prompting import SynthesizeSettings
-from ..similarity import SimilarTexts, normalised
+from ..similarity import SimilarTexts, Twin, normalised
 
 __all__ = ["Screen", "triples"]
 
@@ -16,8 +17,6 @@ GAP = re.compile(
     re.IGNORECASE,
 )
 END = '"]}'  # a small model writes on behind what it takes for its end
-LOOP = 0.4  # share of different word triples below which a text of some length says the same over and over
-SOME_LENGTH = 12  # triples
 
 
 def triples(text: str) -> list[int]:
@@ -46,17 +45,17 @@ class Screen:
         for _, text in texts:
             self._triples.update(triples(text))
 
-    def admit(self, texts: Sequence[tuple[str, str]]) -> list[bool]:
-        """Take in texts that people wrote, but for those that are there already; say which."""
+    def admit(self, texts: Sequence[tuple[str, str]]) -> list[Twin | None]:
+        """Take in texts that people wrote, but for those that are there already; say of each what it resembles."""
         twins = self._seen.screen(texts)
         for _, text in texts:
             self._triples.update(triples(text))
-        return [twin is None for twin in twins]
+        return twins
 
     def judge(self, texts: Sequence[tuple[str, str]]) -> list[tuple[str, float]]:
         """For each text why it is dropped, "" where it is kept, and the share of its triples that was new.
 
-        Those before it in the list count as there, and those that are kept are remembered.
+        Those before it in the list count as there. What is dropped as a twin counts as said, too.
         """
         found = [self._alone(text) for _, text in texts]
         open_ = [number for number, (reason, _) in enumerate(found) if not reason]
@@ -66,7 +65,7 @@ class Screen:
         open_ = [number for number in open_ if not found[number][0]]
         for number, twin in zip(open_, self._seen.screen([texts[number] for number in open_]), strict=True):
             if twin is not None:
-                found[number] = ("exact duplicate" if twin.is_exact else "near duplicate", 0.0)
+                found[number] = (twin.reason, 0.0)
         return found
 
     def _alone(self, text: str) -> tuple[str, float]:
@@ -76,9 +75,9 @@ class Screen:
             return "end of an answer", 0.0
         if self._names_kind.search(text):
             return "names its kind", 0.0
-        mine = triples(text)
-        if len(mine) >= SOME_LENGTH and len(set(mine)) < LOOP * len(mine):
+        if repeats(text):
             return "repetition", 0.0
+        mine = triples(text)
         share = sum(one not in self._triples for one in mine) / len(mine) if mine else 1.0
         if share < self._settings.novelty:
             return "nothing new", share

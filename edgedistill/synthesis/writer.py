@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 from ..errors import EdgeDistillError, Stopped
 from ..prompting import SynthesizeSettings
@@ -10,7 +10,7 @@ from ..recipe import TeachSettings
 from ..records import Prompt, digest
 from ..run import Progress, stop_if_asked
 from ..store import Store
-from ..teachers import Teacher, TeacherTask, load_teacher
+from ..teachers import Teacher, TeacherTask, ending, load_teacher
 
 __all__ = ["Writer", "writing"]
 
@@ -61,21 +61,18 @@ class Writer:
     def _write(self, todo: Sequence[Prompt], keys: dict[str, str], progress: Progress) -> None:
         if self._teacher is None:
             self._teacher = load_teacher(self._task)
-        answers = self._teacher.complete(todo, self._how, self._seed)
         done = 0
         try:
-            for completion in answers:
-                self._store.add(keys[completion.prompt_id], completion)
-                done += 1
-                self.asked += 1
-                progress("", done, len(todo))
-                stop_if_asked()
+            with ending(self._teacher.complete(todo, self._how, self._seed)) as answers:
+                for completion in answers:
+                    self._store.add(keys[completion.prompt_id], completion)
+                    done += 1
+                    self.asked += 1
+                    progress("", done, len(todo))
+                    stop_if_asked()
         except EdgeDistillError as error:  # a server that refused some has answered the others
             if isinstance(error, Stopped) or not done or not getattr(self._teacher, "failures", None):
                 raise
-        finally:
-            if isinstance(answers, Generator):
-                answers.close()
 
     def close(self) -> None:
         """Give back the memory of the weights."""

@@ -30,8 +30,8 @@ from edgedistill.records import Message, Prompt, digest, json_lines, prompt_id, 
 from edgedistill.run import file_sha256
 from edgedistill.schema import load_schema
 from edgedistill.similarity import SimilarTexts
+from edgedistill.stages.prompt_source import seeds_of
 from edgedistill.stages.prompts import spread
-from edgedistill.stages.synthesis import seeds_of
 from edgedistill.store import Store
 from edgedistill.synthesis import diversity, writing
 from edgedistill.teachers import TeacherTask, load_teacher, preamble
