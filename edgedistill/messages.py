@@ -63,8 +63,11 @@ class Message:
 
     def as_dict(self) -> dict[str, Any]:
         """As a row holds it; a turn that is not learned has OpenAI's `weight` 0."""
-        found = self._dict([call.as_dict() for call in self.tool_calls])
-        return found if self.is_learned else {**found, "weight": 0}
+        return self.as_asked() if self.is_learned else {**self.as_asked(), "weight": 0}
+
+    def as_asked(self) -> dict[str, Any]:
+        """As a server takes it."""
+        return self._dict([call.as_dict() for call in self.tool_calls])
 
     def as_turn(self) -> dict[str, Any]:
         """As a chat template takes it."""

@@ -25,7 +25,7 @@ from .stages.package import Rejected
 from .stages.prompt_source import scrubs
 from .stages.rating import rating_teacher
 from .stages.retries import checks
-from .stages.synthesis import written_by
+from .stages.synthesis import overlap, written_by
 from .teachers.identity import fetch_teacher, identify_teacher
 
 __all__ = ["STAGES", "RunSettings", "load_run", "run_recipe", "run_stages", "stage_keys"]
@@ -66,7 +66,7 @@ def stage_keys(recipe: Recipe, run: Run) -> dict[str, str]:
             parts += [settings_of(recipe, table), contents(recipe, table), models_of(recipe, run, table)]
         parts += [contents(recipe, table) for table in stage.files_of]
         if stage.name == "prompts" and recipe.prompts.synthesize is not None:
-            parts += [written_by(recipe, run), contents(recipe, "evaluate")]
+            parts += [written_by(recipe, run), contents(recipe, "evaluate"), overlap(recipe)]
         if stage.name == "teach" and (recipe.teach.retries or recipe.curate.reasoning == "shorten"):
             parts.append(checks(recipe.curate))
         key = keys[stage.name] = digest(parts)
@@ -78,6 +78,8 @@ def settings_of(recipe: Recipe, table: str) -> Any:
     if table == "teachers":
         return [teacher.model_dump(mode="json", exclude=REACHED_BY) for teacher in recipe.teachers]
     found: dict[str, Any] = getattr(recipe, table).deciding()
+    if table == "curate" and recipe.curate.judge is not None:
+        found = {**found, "judge": {key: value for key, value in found["judge"].items() if key not in REACHED_BY}}
     if table == "prompts":  # what is done counts, not whether it was asked for
         found = {key: value for key, value in found.items() if key != "scrub"}
         return {**found, "scrub": True} if scrubs(recipe) else found

@@ -39,7 +39,7 @@ from .stages.privacy import require_private
 from .stages.prompt_source import longest_source_prompt
 from .stages.quantizing import require_quantizable
 from .stages.questions import require_prompts
-from .stages.rating import chooses, rating_teacher
+from .stages.rating import rating_teacher
 from .stages.retries import TOLD
 from .stages.rightness import require_rightness
 from .stages.room import GIGABYTE, require_disk, require_memory, target_bytes
@@ -123,7 +123,11 @@ def _several(recipe: Recipe, run: Run) -> str:
         "vote": f"a vote on {'whole answers' if settings.vote_by == 'answer' else 'each field'}"
         + (f", at least {settings.agreement:g} of the votes" if settings.agreement else ""),
         "agree": "kept where all are equal",
-        "best": "the best" if has_verifier else "the judge's choice" if chooses(recipe) else "the first valid one",
+        "best": "the best"
+        if has_verifier
+        else "the judge's choice"
+        if settings.judge_chooses
+        else "the first valid one",
         "shortest": "the shortest that is right",
         "union": "every different one is kept",
     }
@@ -192,7 +196,7 @@ def _judge(recipe: Recipe, run: Run) -> str:
     judge = recipe.curate.judge
     if judge is None:
         return "none"
-    takes = ", the best is taken" if chooses(recipe) else ""
+    takes = ", the best is taken" if recipe.curate.judge_chooses else ""
     return f"{_asked(recipe, rating_teacher(recipe), run)}; an answer must be worth {judge.least:g}{takes}"
 
 

@@ -149,6 +149,11 @@ class ToolsSettings(Table):
     )
     """Words, in lower case, by which an answer admits that a tool has failed."""
 
+    @property
+    def are_run(self) -> bool:
+        """Whether calls are run; otherwise they are the answer."""
+        return self.results != "none"
+
     @model_validator(mode="after")
     def results_have_their_own(self) -> ToolsSettings:
         for key in ("table", "command"):

@@ -182,7 +182,7 @@ class Recipe(Table):
     def retries_what_is_wrong(self) -> Recipe:
         if self.teach.retries and self.curate.right_by is None and self.curate.verifier is None:
             raise ValueError("teach.retries needs curate.right_by or curate.verifier: nothing else tells what is wrong")
-        if self.tools.results != "none" and (self.teach.retries or self.curate.reasoning == "shorten"):
+        if self.tools.are_run and (self.teach.retries or self.curate.reasoning == "shorten"):
             raise ValueError("tools.results: answers that ran tools are neither tried again nor shortened")
         return self
 

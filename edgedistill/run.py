@@ -16,11 +16,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 from .errors import EdgeDistillError, Stopped
 
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "file_sha256",
     "free_space",
+    "on_each_core",
     "open_run",
     "stop_if_asked",
     "sweep",
@@ -36,6 +38,8 @@ __all__ = [
     "write_whole",
 ]
 
+Work = TypeVar("Work")
+Done = TypeVar("Done")
 State = Literal["missing", "partial", "done", "stale"]
 STAGE_FILE = "stage.json"
 RECORDED = (
@@ -321,6 +325,20 @@ def cores() -> int:
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def on_each_core(work: Callable[[Work], Done], items: Iterable[Work]) -> Generator[Done, None, None]:
+    """What `work` makes of each item, in their order; as many threads as there are cores.
+
+    Raises Stopped between two items where that was asked for; those that were not begun are then left.
+    """
+    with ThreadPoolExecutor(cores()) as pool:
+        try:
+            for one in pool.map(work, items):
+                yield one
+                stop_if_asked()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def cpu_name() -> str:

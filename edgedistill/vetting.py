@@ -130,6 +130,16 @@ class CurateSettings(Table):
     skip: Annotated[tuple[Rule, ...], LATER] = ()
     """Rules that are not asked."""
 
+    @property
+    def judge_chooses(self) -> bool:
+        """Whether the judge takes the best of several answers, which else only have to be good enough."""
+        return self.judge is not None and self.combine == "best" and self.verifier is None
+
+    @property
+    def combining(self) -> CurateSettings:
+        """How several answers are combined before a judge sees them: one that chooses sees all of them."""
+        return self.model_copy(update={"combine": "union"}) if self.judge_chooses else self
+
     @model_validator(mode="after")
     def noise_has_one_answer(self) -> CurateSettings:
         if self.noise is not None and self.combine == "union":

@@ -14,7 +14,7 @@ from pico_runs import answered, run_again
 from edgedistill.records import Completion, read_rows
 from edgedistill.run import Run
 from edgedistill.stages.calibration import calibrated, prior_of
-from edgedistill.stages.teach import STORE
+from edgedistill.stages.stored_answers import STORE
 from edgedistill.store import Store
 
 ODDS = st.lists(st.floats(0.001, 1.0), min_size=4, max_size=4)

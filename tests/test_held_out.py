@@ -21,7 +21,7 @@ from edgedistill.run import Run
 from edgedistill.stages import held_out as module
 from edgedistill.stages.held_out import held_out, told_by
 from edgedistill.stages.quantize import measured
-from edgedistill.stages.teach import STORE
+from edgedistill.stages.stored_answers import STORE
 from edgedistill.store import Store
 from edgedistill.students.encode import Encoder
 from edgedistill.targets import Capture, CaptureSettings

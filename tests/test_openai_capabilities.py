@@ -17,7 +17,7 @@ from pico_recipe import SCHEMA
 from edgedistill.errors import EdgeDistillError, InvalidInput
 from edgedistill.recipe import TeachSettings
 from edgedistill.records import Message, Prompt
-from edgedistill.teachers.capabilities import FORMATS, Capabilities
+from edgedistill.teachers.capabilities import FORMATS, Capabilities, Question
 from edgedistill.teachers.openai import OpenaiTeacher
 
 CAPABLE = (
@@ -182,3 +182,9 @@ def test_an_url_that_is_not_the_apis_is_said(place: Callable[..., str], tmp_path
             asked(OpenaiTeacher(task_of(f"http://127.0.0.1:{server.server_port}", tmp_path), SHORT), 1)
         server.shutdown()
     assert caught.value.hint == "Check teacher.url and teacher.model."
+
+
+def test_a_turn_that_is_only_seen_is_sent_as_any_other() -> None:
+    turns = (Message("user", "One?"), Message("assistant", "1", is_learned=False), Message("user", "Two?"))
+    body = Capabilities().body("m", Question(turns, max_tokens=9), None)
+    assert body["messages"] == [{"role": turn.role, "content": turn.content} for turn in turns]

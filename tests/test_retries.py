@@ -20,7 +20,7 @@ from edgedistill.stages.asking import Asking, Source, Tally
 from edgedistill.stages.curate import curate
 from edgedistill.stages.keys import AnswerKeys
 from edgedistill.stages.retries import TRIES, complained, retry, write_tries
-from edgedistill.stages.teach import answers
+from edgedistill.stages.stored_answers import answers
 from edgedistill.store import Store
 
 DOUBLE = asked("Write f that doubles a number.", "assert f(2) == 4 and f(3) == 6")

@@ -237,5 +237,5 @@ def test_the_shortest_answer_may_be_wrong_so_something_must_tell() -> None:
 
 def test_thoughts_are_no_part_of_what_is_right() -> None:
     settings = CurateSettings(right_by="exact")
-    assert wrong(asked("2 + 2?", 4), "<think>2 and 2 more</think>\n\n4", settings, None, verifies=False) is None
-    assert wrong(asked("2 + 2?", 4), "<think>4</think>\n\n5", settings, None, verifies=False) is not None
+    assert wrong(asked("2 + 2?", 4), "<think>2 and 2 more</think>\n\n4", settings) is None
+    assert wrong(asked("2 + 2?", 4), "<think>4</think>\n\n5", settings) is not None

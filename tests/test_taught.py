@@ -17,8 +17,8 @@ from edgedistill.preflight import check
 from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import read_rows
 from edgedistill.run import Run
+from edgedistill.stages.stored_answers import STORE
 from edgedistill.stages.taught import TaughtRows
-from edgedistill.stages.teach import STORE
 from edgedistill.stages.train import train
 from edgedistill.store import Store
 from edgedistill.students.encode import Encoder

@@ -19,7 +19,8 @@ from edgedistill.run import Run
 from edgedistill.stages.curate import curate
 from edgedistill.stages.keys import row_key
 from edgedistill.stages.rows import asked_keys
-from edgedistill.stages.teach import answers, teach
+from edgedistill.stages.stored_answers import answers
+from edgedistill.stages.teach import teach
 from edgedistill.store import Store
 from edgedistill.targets import decode
 

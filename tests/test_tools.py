@@ -31,8 +31,7 @@ from edgedistill.teachers.reply import Answer, Failure, answer_of, complaint
 from edgedistill.teachers.shared_prefix import SharedPrefix
 from edgedistill.teachers.vocabulary import Vocabulary
 
-WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="`"), max_size=9)  # a fence would end there
-ARGUMENTS = st.dictionaries(WORDS, st.none() | st.booleans() | st.integers() | WORDS, max_size=3)
+ARGUMENTS = st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(), max_size=3)
 CALLS = st.lists(st.tuples(st.sampled_from(["light", "door", "now"]), ARGUMENTS), min_size=1, max_size=3)
 
 
@@ -154,9 +153,9 @@ def test_check_tells_the_tools_and_refuses_what_is_no_schema(models: PicoModels,
     assert require_tools(recipe, run) == "none"
     rows = [{"messages": [{"role": "user", "content": text}], "tools": list(TOOLS)} for text in ("a", "b")]
     (folder / "prompts.jsonl").write_bytes(json_lines(rows))
-    assert require_tools(recipe, run).startswith("2 tools, the same in all rows; ")
+    assert require_tools(recipe, run) == "2 tools, the same in all rows; calls are not run: they are the answer"
     (folder / "prompts.jsonl").write_bytes(json_lines([rows[0], {**rows[1], "tools": [LIGHT]}]))
-    assert require_tools(recipe, run).startswith("2 tools, in different sets; ")
+    assert require_tools(recipe, run) == "2 tools, in different sets; calls are not run: they are the answer"
     edit(folder / "recipe.toml", "[teacher]", '[teacher]\nbackend = "mlx"')
     with pytest.raises(InvalidInput, match=r"prompts\.jsonl: rows offer different tools, which the 'mlx' backend"):
         require_tools(load_recipe(folder), run)

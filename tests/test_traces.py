@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from edgedistill.pipeline import RunSettings, run_recipe
 from edgedistill.recipe import CurateSettings, load_recipe
 from edgedistill.records import Completion, Example, Message, chat_row, messages_of, read_rows
 from edgedistill.stages.combine import Answered
+from edgedistill.stages.curate import curate
+from edgedistill.stages.explained import explained
 from edgedistill.stages.final_answer import without_trace
-from edgedistill.stages.shortening import is_too_long, settled
+from edgedistill.stages.keys import row_key
+from edgedistill.stages.shortening import is_too_long, looked_at, question
+from edgedistill.stages.stored_answers import answers
 from edgedistill.stages.taught import TaughtRows
-from edgedistill.stages.teach import answers
 from edgedistill.stages.thinking import switched
 from edgedistill.stages.traces import fenced, learned_message
+from edgedistill.store import Store
 from edgedistill.students.encode import Encoder, joined
 
 QUESTION = asked("How many legs have nine spiders?", 72)
@@ -147,7 +152,7 @@ def shortened(text: str, shorter: Completion | None, over: str = "keep") -> tupl
     """What is learned of an answer and its shorter trace, and the reason where nothing is."""
     settings = CurateSettings(reasoning="shorten", reasoning_tokens=10, reasoning_over=over, right_by="number")
     one = Answered(0, Completion(QUESTION.id, text, "stop", 9, 40, 0.1), shorter=shorter)
-    ((found, fault),) = settled([(QUESTION, one)], settings, None)
+    ((found, fault),) = looked_at([(QUESTION, one)], settings, None)
     return found.completion.text, fault
 
 
@@ -180,3 +185,30 @@ def test_a_run_asks_for_shorter_traces_and_curates_them(pico_recipe: Path, tmp_p
     assert long
     assert all(one.shorter is not None for one in long)
     assert all(one.shorter is None for one in given if one not in long)
+
+
+def test_curate_learns_the_shorter_trace_and_says_why_a_long_one_is_not_learned(tmp_path: Path) -> None:
+    lines = 'right_by = "number"\nreasoning = "shorten"\nreasoning_tokens = 10\nreasoning_over = "drop"'
+    other = asked("How many legs have two spiders?", 16)
+    brief = asked("How many legs have four birds?", 8)
+    rows = {
+        QUESTION: [LONG] * 3,
+        other: ["2 * 8 = 16 legs, since a spider has eight of them.\nAnswer: 16"] * 3,
+        brief: ["4 * 2 = 8\nAnswer: 8"] * 3,
+    }
+    recipe, run, _ = curated(tmp_path, lines, rows)
+    learned = {prompt.text: many for prompt, many in answers(recipe, run)}
+    with Store(run.folder("teach") / "teacher.sqlite") as store:
+        for one in learned[QUESTION.text]:
+            shorter = question(QUESTION, one, recipe.curate)
+            store.add(row_key(shorter, "identity"), replace(said(PLAIN), prompt_id=shorter.id))
+    out = run.begin("curate", "key", afresh=True)
+    curate(recipe, run, out, silent)
+    train = [[message["content"] for message in row["messages"]] for _, row in read_rows(out / "train.jsonl")]
+    assert sorted(train) == sorted([[QUESTION.text, PLAIN], [brief.text, rows[brief][0]]])
+    (gone,) = (row for _, row in read_rows(out / "rejected.jsonl"))
+    assert gone["messages"][0]["content"] == other.text
+    assert gone["_ed"]["reason"] == "trace too long"
+    assert [one["text"] for one in explained(recipe, run, QUESTION.text)["answers"]] == [PLAIN] * 3
+    told = explained(recipe, run, other.text)
+    assert {one["wrong"] for one in told["answers"]} == {("trace too long", "15 tokens, 10 are allowed")}

@@ -21,14 +21,16 @@ from edgedistill.errors import InvalidInput
 from edgedistill.messages import Message
 from edgedistill.pipeline import RunSettings, run_recipe
 from edgedistill.prompting import ToolsSettings
-from edgedistill.recipe import Recipe, load_recipe
+from edgedistill.recipe import CurateSettings, Recipe, load_recipe
 from edgedistill.records import Completion, Prompt, json_lines, prompt_id, read_rows
 from edgedistill.run import Run
 from edgedistill.stages import teach
 from edgedistill.stages.combine import Answered
 from edgedistill.stages.dialogue import conversed
+from edgedistill.stages.rightness import faults
+from edgedistill.stages.tool_calls import said
 from edgedistill.stages.tool_results import loop_of, recorded, require_results
-from edgedistill.stages.trajectories import Call, Loop, all_calls, keep, kept, running
+from edgedistill.stages.trajectories import Call, Loop, all_calls, keep, kept, running, scored_text
 from edgedistill.stages.turn_rules import turns_of
 from edgedistill.store import Store
 
@@ -83,7 +85,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def run_through(script: Script, runner: Runner, store: Store, *prompts: Prompt, steps: int = 3) -> list[Completion]:
     loop = Loop(runner.run, "me", steps, store)
-    pair = running((script.ask, script.ask), 1, loop)
+    pair = running((script.ask, script.ask), lambda prompt: (0,), loop)
     with closing(conversed(prompts, 1, pair, Kept())) as answers:
         return list(answers)
 
@@ -118,6 +120,42 @@ def test_a_killed_run_goes_on_behind_the_last_step(store: Store) -> None:
     assert runner.ran == ["now", "now"], "and so were their results"
 
 
+def test_only_the_samples_that_are_wanted_go_on(store: Store) -> None:
+    script, loop = Script({"late?": [called("now"), "It is ten."]}), Loop(Runner().run, "me", 3, store)
+
+    def second(prompts: Iterator[Prompt]) -> Iterator[Completion]:
+        return (replace(one, sample=1) for one in script.ask(prompts))
+
+    ask, _ = running((second, script.ask), lambda prompt: (1,), loop)
+    assert [(one.text, one.sample) for one in ask(iter([asks("late?")]))] == [("It is ten.", 1)]
+    assert len(script.asked) == 2
+    ask, _ = running((second, script.ask), lambda prompt: (), loop)
+    assert not list(ask(iter([asks("late?")])))
+    assert len(script.asked) == 2, "what is there is not asked again"
+
+
+def test_what_was_thought_on_the_way_is_no_call_and_no_text(store: Store) -> None:
+    thought = f"<think>\nFirst {called('light', HALL)}? No.\n</think>\n\n"
+    lines = {"late?": [thought + called("now"), "<think>\n10:00\n</think>\n\nIt is ten."]}
+    runner = Runner()
+    (answer,) = run_through(Script(lines), runner, store, asks("late?"))
+    assert runner.ran == ["now"]
+    assert answer.steps[0].content == ""
+    assert answer.steps[0].reasoning == thought.removeprefix("<think>").partition("</think>")[0].strip()
+    assert said(all_calls(answer)).calls == (("now", {}),)
+    assert scored_text("tool", answer) == all_calls(answer)
+    assert scored_text("exact", answer) == answer.text
+
+
+def test_a_trajectory_is_right_by_the_calls_on_the_way(store: Store) -> None:
+    (answer,) = run_through(Script({"late?": [called("now"), "It is ten."]}), Runner(), store, asks("late?"))
+    settings = CurateSettings(right_by="tool")
+    for name, fault in (("now", None), ("light", "wrong answer")):
+        row = replace(asks("late?"), expected=[{"name": name, "arguments": {}}])
+        (found,) = faults([(row, Answered(0, answer))], settings, None, verifies=False)
+        assert (found and found[0]) == fault
+
+
 @pytest.mark.parametrize(
     ("lines", "results", "reason"),
     [
@@ -146,7 +184,7 @@ def test_a_tool_that_failed_and_then_worked_is_not_ignored(store: Store) -> None
     runner = Runner()
     loop = Loop(lambda some: [next(calls) for _ in some], "me", 3, store)
     script = Script({"late?": [called("now"), called("now"), "It is ten."]})
-    (answer,) = running((script.ask, script.ask), 1, loop)[0](iter([asks("late?")]))
+    (answer,) = running((script.ask, script.ask), lambda prompt: (0,), loop)[0](iter([asks("late?")]))
     settings = ToolsSettings(file="tools.json", results="teacher", steps=3)
     assert [found for _, found in turns_of(asks("late?"), Answered(0, answer), None, settings)] == [None]
     assert runner.ran == []
@@ -263,6 +301,15 @@ def test_rows_hold_the_calls_their_results_and_the_answer(
     assert "tools" not in row
     rejected = {row["messages"][0]["content"]: row["_ed"]["reason"] for row in rejected_rows(run)}
     assert rejected == dict(zip(texts[1:], ["failure ignored", "unknown tool", "step limit"], strict=True))
+    asked = len(script.asked)
+    recorded_now = {"name": "light", "arguments": json.loads(HALL), "result": {"ok": True}}
+    (folder / "results.jsonl").write_bytes(json_lines([{"name": "now", "result": "10:00"}, recorded_now]))
+    for stage in ("prompts", "teach", "curate"):
+        again = RunSettings(runs=tmp_path / "runs", offline=True, only=stage, redo_from=stage)
+        run, _ = run_recipe(folder, again, silent)
+    assert len(script.asked) == 2 * asked, "other results may make other answers"
+    learned = [row["messages"][0]["content"] for _, row in read_rows(run.folder("curate") / "train.jsonl")]
+    assert learned == texts[:2]
 
 
 def rejected_rows(run: Run) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from ..stages.candidates import teacher_names
 from ..stages.keys import AnswerKeys, given_answers, teacher_identity
 from ..stages.on_offer import teacher_rule
 from ..stages.prompt_source import source_prompts
-from ..stages.teach import STORE, prompts_file
+from ..stages.stored_answers import STORE, prompts_file
 from ..store import Store
 from ..teachers import Teacher, TeacherTask, load_teacher, preamble
 from ..teachers.identity import TeacherIdentity, fetch_teacher
@@ -80,7 +80,7 @@ def show_estimate(
     if not _are_collected(run):
         click.echo("Near-duplicates among the rows are not taken off: edgedistill prompts does that.")
         if written := _to_be_written(loaded, run):
-            click.echo(f"{written} of the rows are still to be written; the seeds stood for them.")
+            click.echo(f"{written} of the rows are still to be written; those that are there stood for them.")
 
 
 def _are_collected(run: Run) -> bool:

@@ -15,7 +15,7 @@ from ..recipe import Recipe, load_recipe
 from ..run import Run, orderly_stop
 from ..stages import STAGES
 from ..stages.rows import Imported, export_rows, export_todo, import_rows
-from ..stages.teach import STORE
+from ..stages.stored_answers import STORE
 from ..store import Store
 from .progress import Bars
 

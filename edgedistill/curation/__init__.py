@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .rules import RULES, Given, broken_rule, said_in
+from .rules import RULES, Given, broken_rule
 
-__all__ = ["RULES", "Given", "broken_rule", "said_in"]
+__all__ = ["RULES", "Given", "broken_rule"]

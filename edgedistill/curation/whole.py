@@ -34,10 +34,20 @@ class Whole:
         return settings.length_factor > 0 or settings.per_cell is not None
 
     def add(self, identity: str, tags: tuple[str, ...], answer: str) -> None:
-        cell = answer.strip() if self._settings.cell == "answer" else ", ".join(sorted(tags))
-        self._cell_of.append(self._cells.setdefault(cell, len(self._cells)))
-        self._lengths.append(len(said_in(answer).strip()))
+        """Take in a row."""
+        self._cell_of.append(0 if self._settings.cell == "answer" else self._cell(", ".join(sorted(tags))))
+        self._lengths.append(0)
+        self.change(len(self._lengths) - 1, answer)
         self._order.append(int(hashlib.sha256(identity.encode()).hexdigest()[:8], 16))
+
+    def change(self, number: int, answer: str) -> None:
+        """The answer of a row that was added, by number, is this one."""
+        if self._settings.cell == "answer":
+            self._cell_of[number] = self._cell(answer.strip())
+        self._lengths[number] = len(said_in(answer).strip())
+
+    def _cell(self, name: str) -> int:
+        return self._cells.setdefault(name, len(self._cells))
 
     def objections(self, before: Objections) -> Objections:
         """By the number of a row, in the order in which they were added, the reason and what is wrong.

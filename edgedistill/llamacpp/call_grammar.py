@@ -20,7 +20,7 @@ __all__ = ["CALLS", "FORMS", "Form", "call_grammar", "calls_rule", "form_of"]
 CALLS = "x-tool-calls"
 SPACED = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 # words: not what begins like a call in any form, and no beginning of a call later on
-WORDS = r"/[^<{\[`\s]([^<]|<+[^t<])*/"
+WORDS = r"/[^<{\[`\s](`{0,2}(<+[^t<`]|[^<`]))*`{0,2}/"
 
 
 @dataclass(frozen=True, slots=True)

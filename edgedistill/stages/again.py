@@ -7,15 +7,15 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import InvalidInput
+from ..errors import EdgeDistillError, InvalidInput, Stopped
 from ..recipe import Recipe
 from ..records import Completion, Prompt, digest
 from ..run import Progress, Run, stop_if_asked
 from ..store import Store
-from ..teachers import TeacherTask, preamble
+from ..teachers import TeacherTask, ending, preamble
 from ..teachers.identity import fetch_teacher
 from .calibration import asks_calibration
-from .candidates import answering
+from .candidates import opened
 from .keys import row_key, teacher_identity
 from .on_offer import teacher_rule
 
@@ -27,7 +27,10 @@ ASKED_AGAIN = "again.sqlite"
 def asked_again(
     recipe: Recipe, run: Run, out: Path, prompts: Sequence[Prompt], progress: Progress
 ) -> dict[str, list[Completion]]:
-    """New answers of the first teacher, by prompt id; those that the store in `out` holds are not asked for again."""
+    """New answers of the first teacher, by prompt id; those that the store in `out` holds are not asked for again.
+
+    A prompt of which a server refused any is not among them.
+    """
     noise, teacher = recipe.curate.noise, recipe.teacher
     assert noise is not None
     weights = fetch_teacher(recipe, teacher, run.offline, progress)
@@ -46,14 +49,20 @@ def asked_again(
         missing = {name: [one for one, key in enumerate(many) if key not in held] for name, many in keys.items()}
         todo = [prompt for prompt in prompts if missing[prompt.id]]
         if todo:  # from another seed than the first answers, which would come once more
-            completions = answering(task, todo, how, recipe.seed + 1, lambda prompt: missing[prompt.id])
+            asked = stack.enter_context(opened(task))
+            completions = asked.complete(todo, how, recipe.seed + 1, lambda prompt: missing[prompt.id])
             total = sum(map(len, missing.values()))
-            for number, one in enumerate(stack.enter_context(completions), start=1):
-                store.add(keys[one.prompt_id][one.sample], replace(one, targets=None))
-                progress("asking again", number, total)
-                stop_if_asked()
+            try:
+                with ending(completions) as answers:
+                    for number, one in enumerate(answers, start=1):
+                        store.add(keys[one.prompt_id][one.sample], replace(one, targets=None))
+                        progress("asking again", number, total)
+                        stop_if_asked()
+            except EdgeDistillError as error:  # a server that refused some has answered the others
+                if isinstance(error, Stopped) or not getattr(asked, "failures", None):
+                    raise
         found = store.find([key for many in keys.values() for key in many])
-    return {name: [found[key] for key in many] for name, many in keys.items()}
+    return {name: [found[key] for key in many] for name, many in keys.items() if all(key in found for key in many)}
 
 
 def noise_plan(recipe: Recipe, run: Run) -> str:

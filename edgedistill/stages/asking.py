@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from ..records import Completion, Place, Prompt, placed_prompts
 from ..run import Progress, stop_if_asked
 from ..store import Mark, Store
+from ..teachers import ending
 from .keys import AnswerKeys
 from .trajectories import keep
 
@@ -120,14 +121,13 @@ class Asking:
         self.tally.begin()
         answers: Iterable[Completion] = () if first is None else one.answers(chain([first], prompts))
         try:
-            for completion in answers:
-                self.tally.failed = one.failed()
-                if self._take(completion) and self.tally.asked % MARKED_EVERY == 0:
-                    self.store.mark(name, self._mark, durable=self.is_paid)
-                stop_if_asked()
+            with ending(answers) as completions:
+                for completion in completions:
+                    self.tally.failed = one.failed()
+                    if self._take(completion) and self.tally.asked % MARKED_EVERY == 0:
+                        self.store.mark(name, self._mark, durable=self.is_paid)
+                    stop_if_asked()
         finally:
-            if isinstance(answers, Generator):
-                answers.close()  # before the teacher is: what outlives its weights reads freed memory
             self.store.mark(name, self._mark, durable=self.is_paid)
 
     def missing(self, prompt: Prompt) -> list[int]:

@@ -21,7 +21,7 @@ from ..teachers.streaming import StreamedModel, StreamingTask
 from .candidates import Candidate, answering, greedy, quant_candidates, teacher_candidates
 from .latency import CONFIDENCE, PAIRS, bounds, drift, needed, percentiles, plan_for, ratio_of_medians
 from .lengths import of_length, recipe_prompts, timed_prompts
-from .on_offer import as_shown, device_rule, server_rule
+from .on_offer import as_shown, device_rule, held_to
 from .turns import Contender, Rules, Timed, Timing, fit_together, take_turns
 
 __all__ = ["Trial", "bench", "compare", "make_trial", "time_all"]
@@ -92,6 +92,8 @@ def make_trial(
         source = recipe_prompts(recipe)
     seed = recipe.seed if recipe else 0
     prompts = timed_prompts(source, settings, seed, str(recipe.path) if recipe else people[0].name)
+    if recipe is not None:  # a stated length is of what the student sees
+        prompts = [as_shown(recipe, prompt, "student") for prompt in prompts]
     evaluated = recipe.evaluate if recipe else EvaluateSettings()
     return Trial(
         settings,
@@ -174,7 +176,7 @@ def _opener(person: Candidate, trial: Trial) -> Callable[[], Timed]:
     task = StreamingTask(
         asked=person.asked,
         preamble=person.preamble,
-        schema=None if endless else server_rule(trial.schema),
+        schema=None if endless else held_to(trial.schema, person.asked),
         prompts=trial.asked(person),
         max_tokens=trial.max_tokens,
         endless=endless,
@@ -262,7 +264,7 @@ def _through_backend(recipe: Recipe, person: Candidate, trial: Trial, progress: 
     settings = greedy(recipe).model_copy(update={"slots": 1, "closed": False})
     records: list[dict[str, Any]] = []
     assert trial.scratch is not None
-    rule = server_rule(trial.schema) if person.asked and person.asked.backend == "openai" else trial.schema
+    rule = held_to(trial.schema, person.asked)
     with answering(person.task(rule, trial.scratch, asked[0].tools), asked, settings, recipe.seed) as answers:
         for number, completion in enumerate(answers, start=1):
             progress(f"timing {person.name}", number, len(asked))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..models.content import size_of
 from ..recipe import Recipe, TeacherSettings, TeachSettings
 from ..records import Completion, Message, Prompt, Tool, Wanted
 from ..run import Progress, Run, file_sha256
-from ..teachers import Teacher, TeacherTask, load_teacher, preamble
+from ..teachers import Teacher, TeacherTask, ending, load_teacher, preamble
 from ..teachers.identity import fetch_teacher
 from .export import F16_NAME, to_gguf
 from .imported import base_folder
@@ -101,13 +101,8 @@ def answering(
     task: TeacherTask, prompts: Sequence[Prompt], settings: TeachSettings, seed: int, wanted: Wanted | None = None
 ) -> Iterator[Iterator[Completion]]:
     """The completions of a teacher that is loaded for the block, as they finish."""
-    with opened(task) as teacher:
-        answers = teacher.complete(prompts, settings, seed, wanted)
-        try:
-            yield answers
-        finally:
-            if isinstance(answers, Generator):
-                answers.close()  # before its weights are
+    with opened(task) as teacher, ending(teacher.complete(prompts, settings, seed, wanted)) as answers:
+        yield answers
 
 
 @contextmanager

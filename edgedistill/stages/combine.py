@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..chat import json_instance
-from ..errors import InvalidInput
 from ..recipe import CurateSettings
 from ..records import Completion, Message, Prompt
 from .dialogue import woven
-from .sandbox import Confined, beside, found_program, require_posix, run_confined
+from .final_answer import thought_and_said
+from .sandbox import Confined, own_command, run_confined
 
 __all__ = ["Answered", "answer_key", "combined", "verified", "verifier_command"]
 
@@ -54,8 +54,11 @@ class Answered:
 
     def failures(self) -> tuple[Message, ...]:
         """The tries that failed and what was said to each, as turns of which none is learned."""
-        turns = ((Message("assistant", text, is_learned=False), Message("user", told)) for text, told in self.tried)
-        return tuple(turn for pair in turns for turn in pair)
+        found: list[Message] = []
+        for text, told in self.tried:
+            thought, said = thought_and_said(text)
+            found += [Message("assistant", said, reasoning=thought, is_learned=False), Message("user", told)]
+        return tuple(found)
 
 
 def combined(
@@ -228,11 +231,7 @@ def verifier_command(settings: CurateSettings, folder: Path | None) -> list[str]
     Raises InvalidInput where there is no such command, MissingRequirement where the system has no POSIX limits.
     """
     assert settings.verifier is not None
-    require_posix("curate.verifier")
-    if not settings.verifier:
-        raise InvalidInput("curate.verifier is empty", 'Name a command: verifier = ["python", "verify.py"].')
-    program, *arguments = (beside([folder or Path()], one) for one in settings.verifier)
-    return [found_program(program, settings.verifier[0], "curate.verifier"), *arguments]
+    return own_command("curate.verifier", settings.verifier, [folder or Path()], '["python", "verify.py"]')
 
 
 def verified(prompt: Prompt, answer: str, settings: CurateSettings, folder: Path | None) -> tuple[float | None, str]:

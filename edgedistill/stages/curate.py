@@ -21,13 +21,14 @@ from .dialogue import parts, woven
 from .keys import AnswerKeys
 from .on_offer import learned_tools
 from .prompts import SAMPLED
-from .rating import Rating, chooses
+from .rating import Rating
 from .rightness import Fault, faults
-from .shortening import settled
+from .shortening import Looked, looked_at
 from .sorting import Again, SortedRows
-from .teach import answers, prompts_file, row_count, taught_keys, turn_keys
+from .stored_answers import answers, prompts_file, taught_keys, turn_keys
+from .teach import row_count
 from .tool_calls import message_of
-from .traces import learned_message
+from .traces import learned_message, learned_text, learned_turns
 from .turn_rules import turns_of
 
 __all__ = ["curate"]
@@ -54,7 +55,8 @@ def curate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str,
                     else:
                         for one in verdict:
                             more = _kept(prompt, one, keys, recipe.curate)
-                            rows.keep(_row(prompt, one, more, learned, recipe.curate), prompt, one.completion.text)
+                            answer = learned_text(one.completion.text, recipe.curate)
+                            rows.keep(_row(prompt, one, more, learned, recipe.curate), prompt, answer)
                 done += len(block)
                 progress("curating", done, total)
         if recipe.curate.right_by is not None and not told:
@@ -77,7 +79,7 @@ def _again(
 
     Rows with several questions or calls of tools stay as they are.
     """
-    if recipe.tools.results != "none":
+    if recipe.tools.are_run:
         return {}
     screen, progress = told
     texts = {row["_ed"]["id"]: row["messages"][-1].get("content") for row in doubted}
@@ -88,8 +90,8 @@ def _again(
         verdict = screen.voted(prompts[name], [Answered(0, one) for one in (there, *more)])
         if isinstance(verdict, dict):
             found[name] = verdict["reason"], verdict.get("what", "its label was suspicious, and was asked for again")
-        elif answer_key(verdict[0].completion.text) != answer_key(there.text):
-            found[name] = _row(prompts[name], verdict[0], {"was": there.text}, learned_tools(recipe))
+        elif answer_key(learned_text(verdict[0].completion.text, recipe.curate)) != answer_key(there.text):
+            found[name] = _row(prompts[name], verdict[0], {"was": there.text}, learned_tools(recipe), recipe.curate)
     return found
 
 
@@ -105,14 +107,17 @@ def _row(
     Tools that are `learned` are not in it: the student will not be shown them. With settings, the answers are as they
     are learned.
     """
+    said = () if one is None else (*one.earlier, one.completion)
 
     def message(text: str) -> Message:
         return message_of(text, prompt.tools) if settings is None else learned_message(text, prompt.tools, settings)
 
-    said = () if one is None else (*one.earlier, one.completion)
-    answers = [(*turn.steps, message(turn.text)) for turn in said] or [(Message("assistant", ""),)]
+    def shown(turns: Sequence[Message]) -> Sequence[Message]:
+        return turns if settings is None else learned_turns(turns, settings)
+
+    answers = [(*shown(turn.steps), message(turn.text)) for turn in said] or [(Message("assistant", ""),)]
     *turns, last = woven(prompt.messages, answers)
-    failures = () if one is None else one.failures()
+    failures = () if one is None else shown(one.failures())
     tools = () if prompt.tools == learned else prompt.tools
     return {**chat_row((*turns, *failures, last), tools), "_ed": {"id": prompt.id, **more}}
 
@@ -155,8 +160,6 @@ class _Screen:
     def __init__(self, recipe: Recipe, run: Run, out: Path, progress: Progress, stack: ExitStack) -> None:
         self._settings, self._tools = recipe.curate, recipe.tools
         self._rating = Rating(recipe, run, out, progress, stack) if recipe.curate.judge is not None else None
-        # a judge that takes the best of several answers sees all of them
-        self._combining = recipe.curate.model_copy(update={"combine": "union"}) if chooses(recipe) else recipe.curate
         self._folder = recipe.path.parent
         self._is_valid = schema_validator(load_schema(recipe))
         self._sketcher = Sketcher(sample_of(prompts_file(run), SAMPLED))
@@ -171,15 +174,8 @@ class _Screen:
     def sifted(self, rows: Sequence[Row]) -> list[Verdict]:
         """For each row what is learnt of it, or the reason why nothing is, with the id of what it repeats."""
         flat = [(prompt, one) for prompt, given in rows for one in given]
-        sifts = self._settings.combine == "shortest"
-        wrong = faults(flat, self._settings, self._folder, verifies=sifts)
-        right = [row for row, fault in zip(flat, wrong, strict=True) if fault is None]
-        lasting = iter(settled(right, self._settings, self._folder))
-        known = iter(
-            [next(lasting) if fault is None else (one, fault) for (_, one), fault in zip(flat, wrong, strict=True)]
-        )
-        looked = [[next(known) for _ in given] for _, given in rows]
-        found = [self._answer(prompt, given) for (prompt, _), given in zip(rows, looked, strict=True)]
+        looked = iter(looked_at(flat, self._settings, self._folder))
+        found = [self._answer(prompt, [next(looked) for _ in given]) for prompt, given in rows]
         if self._settings.verifier is not None and self._settings.combine not in ("best", "shortest"):
             self._verify(rows, found)
         good = _good(found)
@@ -194,8 +190,7 @@ class _Screen:
         names = [rows[good[place]][0].id for place in new]
         for place, twin in zip(new, self._seen.screen_sketches(names, seen.chosen(new)), strict=True):
             if twin is not None:
-                reason = "exact duplicate" if twin.is_exact else "near duplicate"
-                found[good[place]] = {"reason": reason, "of": twin.id}
+                found[good[place]] = {"reason": twin.reason, "of": twin.id}
         return found
 
     def voted(self, prompt: Prompt, given: list[Answered]) -> Verdict:
@@ -217,7 +212,8 @@ class _Screen:
         good: dict[int, list[Answered]] = {number: [] for number, _ in chosen}
         complaints: dict[int, Fault] = {}
         asked = [(rows[number][0], one) for number, one in chosen]
-        for (number, one), fault in zip(chosen, faults(asked, self._settings, self._folder, True), strict=True):
+        verifying = self._settings.model_copy(update={"right_by": None})  # that has been looked at
+        for (number, one), fault in zip(chosen, faults(asked, verifying, self._folder, True), strict=True):
             if fault is None:
                 good[number].append(one)
             else:
@@ -225,15 +221,13 @@ class _Screen:
         for number, left in good.items():
             found[number] = left or _rejected(complaints[number])
 
-    def _answer(
-        self, prompt: Prompt, looked: Sequence[tuple[Answered, Fault | None]], combining: CurateSettings | None = None
-    ) -> Verdict:
+    def _answer(self, prompt: Prompt, looked: Sequence[Looked], combining: CurateSettings | None = None) -> Verdict:
         """What is learnt of the answers to a prompt, of which those that are wrong take no part."""
         given = [one for one, fault in looked if fault is None]
         faulty = next(((one, fault) for one, fault in looked if fault is not None), None)
         if not looked:
             return {"reason": "no answer"}
-        how = combining or self._combining
+        how = combining or self._settings.combining
         chosen = combined(prompt, given, how, self._is_valid, self._folder) if given else "cut off"
         if faulty is not None and chosen == "cut off":  # a rule that objects says more than that it is wrong
             return _rejected(self._broken(prompt, faulty[0]) or faulty[1])

@@ -8,11 +8,11 @@ again, and rows that begin alike share their beginning.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..records import Completion, Message, Prompt, digest, prompt_id
+from ..teachers import ending
 
 __all__ = ["Ask", "Kept", "conversed", "parts", "places", "woven"]
 
@@ -113,7 +113,7 @@ def conversed(
         if first is None and not talks:
             return
         if first is not None:
-            with closing(_passed(asks[0], _behind(first, plain))) as answers:
+            with ending(asks[0](_behind(first, plain))) as answers:
                 yield from answers
         yield from _rounds(talks, asks[1], kept, {} if names is None else names)
 
@@ -135,10 +135,6 @@ def _behind(first: Prompt, rest: Iterator[Prompt]) -> Iterator[Prompt]:
     yield from rest
 
 
-def _passed(ask: Ask, prompts: Iterator[Prompt]) -> Generator[Completion, None, None]:
-    yield from ask(prompts)
-
-
 def _rounds(talks: list[_Talk], ask: Ask, kept: Kept, names: dict[str, str]) -> Generator[Completion, None, None]:
     """All questions of some conversations, the first of each, then the second."""
     while talks:
@@ -151,7 +147,7 @@ def _rounds(talks: list[_Talk], ask: Ask, kept: Kept, names: dict[str, str]) -> 
                 question = talk.asked()
                 asked[question.id] = talk
                 names[question.id] = talk.prompt.id
-        with closing(_passed(ask, (talk.asked() for talk in list(asked.values())))) as answers:
+        with ending(ask(talk.asked() for talk in list(asked.values()))) as answers:
             for completion in answers if asked else ():
                 talk = asked.pop(completion.prompt_id)
                 part = talk.parts[len(talk.answers)]

@@ -13,6 +13,7 @@ from typing import Any
 from ..llamacpp.answer import Answerer, AnswererSettings
 from ..llamacpp.prefix import PrefixCache
 from ..llamacpp.sampling import Sampling
+from ..models import cache_root
 from ..recipe import Recipe
 from ..records import Completion, Prompt, Tool, digest, read_prompts
 from ..results import RESULTS, write_results
@@ -31,13 +32,12 @@ from .candidates import (
 )
 from .contamination import refuse_contamination
 from .dialogue import Ask, conversed
-from .on_offer import as_shown, device_rule, is_fine, server_rule
+from .on_offer import as_shown, device_rule, held_to, is_fine, ran_by
 from .scorer_desk import Desk
 from .scorers import agreed, scored
 from .scoring import outcomes, result_rows, summary
 from .tool_results import loop_of
-from .trajectories import all_calls, keep, running
-from .trajectories import kept as trail
+from .trajectories import keep, kept, running, scored_text
 
 __all__ = ["evaluate", "evaluate_on"]
 
@@ -139,36 +139,36 @@ def _answers(
 ) -> dict[str, str]:
     """The candidate's text for each prompt; only those that the store does not hold are asked."""
     store, place = kept_in
-    rule = device_rule(recipe)
-    rule = server_rule(rule) if person.asked is not None and person.asked.backend == "openai" else rule
-    kept = _Kept(store, _identity(recipe, person, rule))
+    rule = held_to(device_rule(recipe), person.asked)
+    held = _Kept(store, _identity(recipe, person, rule, place.run))
     shown = {prompt.id: as_shown(recipe, prompt, person.prompt) for prompt in prompts}
-    todo = [prompt for prompt in shown.values() if kept.get(prompt) is None]
+    todo = [prompt for prompt in shown.values() if held.get(prompt) is None]
     if todo:
         opened_by = _of_gguf if person.asked is None else _of_backend
         offer = (rule, todo[0].tools)
         where = store, place.run, place.room, place.progress
         with ExitStack() as stack:
             ask = stack.enter_context(opened_by(recipe, person, offer, place))
-            loop = stack.enter_context(loop_of(recipe, recipe.teacher, kept.identity, where))
-            asks = (ask, ask) if loop is None else running((ask, ask), 1, loop)
+            loop = stack.enter_context(loop_of(recipe, recipe.teacher, held.identity, where))
+            asks = (ask, ask) if loop is None else running((ask, ask), lambda prompt: (0,), loop)
             # closed before the model is: an engine that outlives its weights reads freed memory
-            answers = stack.enter_context(closing(conversed(todo, 1, asks, kept)))
+            answers = stack.enter_context(closing(conversed(todo, 1, asks, held)))
             by_id = {prompt.id: prompt for prompt in todo}
             for number, completion in enumerate(answers, start=1):
-                kept.add(by_id[completion.prompt_id], completion)
+                held.add(by_id[completion.prompt_id], completion)
                 place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
                 stop_if_asked()
-    found = {name: kept.get(prompt) for name, prompt in shown.items()}
-    text = all_calls if recipe.evaluate.scorer == "tool" else (lambda completion: completion.text)
-    return {name: text(calibrated(one, person.prior)) for name, one in found.items() if one is not None}
+    found = {name: held.get(prompt) for name, prompt in shown.items()}
+    texts = {name: calibrated(one, person.prior) for name, one in found.items() if one is not None}
+    return {name: scored_text(recipe.evaluate.scorer, one) for name, one in texts.items()}
 
 
-def _identity(recipe: Recipe, person: Candidate, schema: dict[str, Any] | None) -> str:
+def _identity(recipe: Recipe, person: Candidate, schema: dict[str, Any] | None, run: Run) -> str:
     """A digest of all that decides a candidate's answers, the prompt apart."""
+    played = [run.summary("teach")["teachers"][0]["sha256"]] if recipe.tools.results == "teacher" else []
     shown = [message.as_dict() for message in person.preamble]
     through = () if person.asked is None else (person.asked.backend, recipe.teach.closed)
-    return digest(person.sha256, shown, schema, recipe.evaluate.max_tokens, *through)
+    return digest(person.sha256, shown, schema, recipe.evaluate.max_tokens, *through, *ran_by(recipe), *played)
 
 
 class _Kept:
@@ -178,11 +178,11 @@ class _Kept:
         self._store, self.identity = store, identity
 
     def get(self, part: Prompt, sample: int = 0) -> Completion | None:
-        return trail(self._store, self._key(part))
+        return kept(self._store, self._key(part))
 
     def add(self, part: Prompt, completion: Completion) -> Completion:
         keep(self._store, self._key(part), completion)
-        return trail(self._store, self._key(part)) or completion
+        return kept(self._store, self._key(part)) or completion
 
     def _key(self, part: Prompt) -> str:
         tools = (list(part.tools),) if part.tools else ()
@@ -193,7 +193,8 @@ class _Kept:
 def _of_gguf(recipe: Recipe, person: Candidate, offer: Offer, place: _Bench) -> Iterator[Ask]:
     """The answers of a GGUF, through llama.cpp's batch engine."""
     cache = PrefixCache(place.run.scratch, person.sha256, place.writes)
-    how = AnswererSettings(cores(), recipe.teach.gpu_layers, prefix_cache=cache)
+    layouts = cache_root() / "layouts"
+    how = AnswererSettings(cores(), recipe.teach.gpu_layers, layouts=layouts, prefix_cache=cache)
     with Answerer(person.gguf, person.preamble, offer[0], how, offer[1]) as answerer:
         sampling = Sampling(recipe.evaluate.max_tokens)
         jump = person.prompt == "teacher" and person.kind != "student"  # a student answers as on the device

@@ -13,10 +13,10 @@ from ..run import Run
 from ..schema import load_schema, schema_validator
 from ..similarity import normalised
 from .combine import Answered, combined
-from .rating import chooses, stored_worth
-from .rightness import Fault, faults
+from .rating import stored_worth
+from .shortening import Looked, looked_at
 from .sorting import SUSPECTS
-from .teach import answers, prompts_file
+from .stored_answers import answers, prompts_file
 from .turn_rules import turns_of
 
 __all__ = ["explained"]
@@ -30,9 +30,8 @@ def explained(recipe: Recipe, run: Run, row: str) -> dict[str, Any]:
 
     `answers` has of each answer what every rule says, None where it does not object, and the same of `earlier` turns;
     `judge` is what the judge found an answer worth; `calls` is what is wrong with calls of tools; `wrong` says why the
-    answer is not right;
-    `combined` what the answers came to; `outcome` where the row is now, with reason, and whether its label is
-    suspicious. Raises InvalidInput where there is no such row, or several.
+    answer is not right; `combined` what the answers came to; `outcome` where the row is now, with reason, and whether
+    its label is suspicious. Raises InvalidInput where there is no such row, or several.
     """
     wanted = _wanted(run, row)
     prompt, given = next(one for one in answers(recipe, run) if one[0].id == wanted.id)
@@ -55,24 +54,20 @@ def explained(recipe: Recipe, run: Run, row: str) -> dict[str, Any]:
         judged = {} if value is None else {"judge": round(value, 3)}
         return {**about, **last, **judged, **({"earlier": before} if before else {})}
 
-    combining = settings.model_copy(update={"combine": "union"}) if chooses(recipe) else settings
-    sifts = settings.combine == "shortest"
-    wrong = faults([(prompt, one) for one in given], settings, recipe.path.parent, verifies=sifts)
-    right = [one for one, fault in zip(given, wrong, strict=True) if fault is None]
-    chosen = combined(prompt, right, combining, is_valid, recipe.path.parent) if right else _none_right(wrong)
+    looked = looked_at([(prompt, one) for one in given], settings, recipe.path.parent)
+    right = [one for one, fault in looked if fault is None]
+    chosen = combined(prompt, right, settings.combining, is_valid, recipe.path.parent) if right else _none_right(looked)
     return {
         "id": prompt.id,
         "prompt": prompt.text,
-        "answers": [
-            {**said(one), **({"wrong": fault} if fault else {})} for one, fault in zip(given, wrong, strict=True)
-        ],
+        "answers": [{**said(one), **({"wrong": fault} if fault else {})} for one, fault in looked],
         "combined": chosen if isinstance(chosen, str) else [one.completion.text for one in chosen],
         "outcome": _outcome(run, prompt.id),
     }
 
 
-def _none_right(wrong: Sequence[Fault | None]) -> str:
-    return next((fault[0] for fault in wrong if fault is not None), "no answer")
+def _none_right(looked: Sequence[Looked]) -> str:
+    return next((fault[0] for _, fault in looked if fault is not None), "no answer")
 
 
 def _wanted(run: Run, row: str) -> Prompt:

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-__all__ = ["THOUGHTS", "chosen", "concluded", "final_number", "thought_and_said", "without_trace"]
+__all__ = ["THOUGHTS", "bare_text", "chosen", "concluded", "final_number", "thought_and_said", "without_trace"]
 
 # how families of models fence what they think before they answer
 THOUGHTS = (
@@ -106,7 +106,7 @@ def chosen(text: str, choice: str) -> bool:
     line = said.splitlines()[0] if said else ""
     if last is None and len(said.splitlines()) > 1:
         return False
-    if _plain(line) == _plain(choice):
+    if bare_text(line) == bare_text(choice):
         return True
     label = CHOICE.match(line) if len(choice.strip()) == 1 else None
     if label is None or label[1].casefold() != choice.strip().casefold():
@@ -116,5 +116,10 @@ def chosen(text: str, choice: str) -> bool:
     return is_set_apart or label.end() == len(line)
 
 
-def _plain(text: str) -> str:
+def bare_text(text: str) -> str:
+    """A text without case, and without signs around it.
+
+    >>> bare_text(" **Paris**. ")
+    'paris'
+    """
     return re.sub(r"^[\W_]+|[\W_]+$", "", unicodedata.normalize("NFKC", text).casefold())

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from ..chat import answer_text, json_instance, with_system
 from ..recipe import Recipe, TeacherSettings
-from ..records import Completion, Message, Prompt, digest, prompt_id
+from ..records import Completion, Prompt, digest, user_prompt
 from ..run import stop_if_asked
-from ..teachers import Teacher, TeacherTask
+from ..teachers import Teacher, TeacherTask, ending
 from ..teachers.identity import fetch_teacher
 from .candidates import opened
 from .scorer_desk import Desk
@@ -83,15 +83,11 @@ class Judge:
     def _ask(self, todo: Sequence[Prompt], keys: Mapping[str, str]) -> None:
         if self._teacher is None:
             self._teacher = self._loaded.enter_context(opened(self._task))
-        answers = self._teacher.complete(todo, self._how, self._seed)
-        try:
+        with ending(self._teacher.complete(todo, self._how, self._seed)) as answers:
             for number, completion in enumerate(answers, start=1):
                 self._desk.store.add(keys[completion.prompt_id], replace(completion, targets=None))
                 self._desk.progress("judging", number, len(todo))
                 stop_if_asked()
-        finally:
-            if isinstance(answers, Generator):
-                answers.close()  # before its weights are
 
 
 def judge_identity(settings: TeacherSettings, schema: dict[str, Any], sha256: str) -> str:
@@ -103,8 +99,7 @@ def case_of(material: dict[str, Any], identity: str) -> tuple[str, Prompt]:
     """What a judge is shown of an object, and the key of its verdict."""
     text = json.dumps(material, ensure_ascii=False)
     fenced = SPECIAL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
-    messages = (Message("user", fenced),)
-    return digest(identity, fenced), Prompt(prompt_id(messages), messages)
+    return digest(identity, fenced), user_prompt(fenced)
 
 
 def judge_teacher(recipe: Recipe) -> TeacherSettings:

@@ -17,7 +17,7 @@ from ..schema import kept_answers, load_schema
 from ..targets import VERSION
 from ..teachers import preamble
 from .dialogue import places
-from .on_offer import recipe_tools
+from .on_offer import ran_by, recipe_tools
 
 __all__ = ["AnswerKeys", "GivenAnswers", "given_answers", "parameters", "row_key", "teacher_identity"]
 
@@ -31,7 +31,7 @@ def teacher_identity(recipe: Recipe, teacher: TeacherSettings, sha256: str) -> s
     """
     shown = [message.as_dict() for message in preamble(recipe, teacher)]
     held_to = load_schema(recipe) if recipe.tools.file is None else CALLS  # which tools is in the key of each row
-    return digest(teacher.backend, sha256, shown, parameters(recipe), held_to)
+    return digest(teacher.backend, sha256, shown, parameters(recipe), held_to, *ran_by(recipe))
 
 
 def parameters(recipe: Recipe) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..errors import InvalidInput
 from ..llamacpp.call_grammar import CALLS, calls_rule
 from ..recipe import Recipe, TeacherSettings
 from ..records import Prompt, Tool, prompt_id, tools_of
+from ..run import file_sha256
 from ..schema import load_schema, schema_validator
 from .tool_calls import fault
 
@@ -21,11 +22,12 @@ __all__ = [
     "as_shown",
     "device_rule",
     "fine_by",
+    "held_to",
     "is_fine",
     "learned_tools",
     "offered",
+    "ran_by",
     "recipe_tools",
-    "server_rule",
     "teacher_rule",
 ]
 
@@ -82,8 +84,14 @@ def learned_tools(recipe: Recipe) -> tuple[Tool, ...]:
 
 def teacher_rule(recipe: Recipe, teacher: TeacherSettings) -> Rule | None:
     """What a teacher's answers are held to while they are decoded: the recipe's schema, or its tools."""
-    rule = load_schema(recipe) or _calls(recipe)
-    return server_rule(rule) if teacher.backend == "openai" else rule
+    return held_to(load_schema(recipe) or _calls(recipe), teacher)
+
+
+def ran_by(recipe: Recipe) -> list[Any]:
+    """What decides the results of calls, for the keys of answers; nothing where calls are not run."""
+    tools = recipe.tools
+    table = None if tools.table is None else file_sha256(recipe.file(tools.table))
+    return [tools.results, tools.steps, table, tools.command] if tools.are_run else []
 
 
 def device_rule(recipe: Recipe) -> Rule | None:
@@ -91,9 +99,10 @@ def device_rule(recipe: Recipe) -> Rule | None:
     return (load_schema(recipe) or _calls(recipe)) if recipe.evaluate.constrained else None
 
 
-def server_rule(rule: Rule | None) -> Rule | None:
-    """A rule as a server takes it: it is given tools with each request, and holds its calls to them itself."""
-    return None if rule is not None and CALLS in rule else rule
+def held_to(rule: Rule | None, asked: TeacherSettings | None) -> Rule | None:
+    """A rule as a backend takes it; a server is given tools with each request, and holds its calls to them itself."""
+    is_server = asked is not None and asked.backend == "openai"
+    return None if is_server and rule is not None and CALLS in rule else rule
 
 
 def is_fine(recipe: Recipe) -> Callable[[Prompt, str], bool]:

@@ -8,26 +8,28 @@ import re
 import secrets
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..run import cores, stop_if_asked
+from ..run import on_each_core
 from .final_answer import thought_and_said
 from .sandbox import Confined, Said, run_confined
 
 __all__ = ["asserted", "code_in", "failure", "failures"]
 
 FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-PYTHON = ("", "python", "py", "python3")
+PYTHON = ("python", "py", "python3")
 RUNNER = Path(__file__).with_name("code_runner.py")
 
 
 def code_in(answer: str) -> str:
     """The Python of an answer: of its fenced blocks, or all of it where there is none.
 
-    Blocks of other languages, and what was thought before, are left out. Several blocks are one program.
+    Blocks of other languages, and what was thought before, are left out; where a block says that it is Python, so are
+    those that do not say what they are. Several blocks are one program.
 
+    >>> code_in("```python\\nx = 1\\n```\\nIt prints:\\n```\\n1\\n```")
+    'x = 1\\n'
     >>> code_in("Sure:\\n```python\\nx = 1\\n```\\nThat is it."), code_in("x = 1"), code_in("```bash\\nls\\n```")
     ('x = 1\\n', 'x = 1', '')
     """
@@ -35,7 +37,8 @@ def code_in(answer: str) -> str:
     blocks = FENCED.findall(said)
     if not blocks:
         return said
-    return "\n".join(code for language, code in blocks if language.lower() in PYTHON)
+    named = [code for language, code in blocks if language.lower() in PYTHON]
+    return "\n".join(named or [code for language, code in blocks if not language])
 
 
 def asserted(expected: Any) -> str | None:
@@ -81,12 +84,4 @@ def failures(cases: Iterable[tuple[str, Any]], seconds: float, memory_mb: int) -
     def verdict(case: tuple[tuple[str, str], Any]) -> str | None:
         return failure(case[0][0], case[1], seconds, memory_mb)
 
-    found: dict[tuple[str, str], str | None] = {}
-    with ThreadPoolExecutor(cores()) as pool:
-        try:
-            for key, said in zip(different, pool.map(verdict, different.items()), strict=True):
-                found[key] = said
-                stop_if_asked()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return found
+    return dict(zip(different, on_each_core(verdict, different.items()), strict=True))

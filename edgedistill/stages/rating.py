@@ -24,7 +24,7 @@ from .combine import Answered
 from .judging import Judge, case_of, judge_identity
 from .scorer_desk import Desk
 
-__all__ = ["RATED", "Rating", "chooses", "rating_teacher", "stored_worth"]
+__all__ = ["RATED", "Rating", "rating_teacher", "stored_worth"]
 
 RATED = "judge.sqlite"
 HIGHEST = 10
@@ -74,18 +74,12 @@ def rating_teacher(recipe: Recipe) -> TeacherSettings:
     return teacher.model_copy(update={"system": system, "guide": None, "examples": None})
 
 
-def chooses(recipe: Recipe) -> bool:
-    """Whether the judge takes the best of several answers, which else only have to be good enough."""
-    settings = recipe.curate
-    return settings.judge is not None and settings.combine == "best" and settings.verifier is None
-
-
 class Rating:
     """Asks the judge of a recipe. Its verdicts are in `judge.sqlite`, so that nothing is asked twice."""
 
     def __init__(self, recipe: Recipe, run: Run, out: Path, progress: Progress, stack: ExitStack) -> None:
         assert recipe.curate.judge is not None
-        self._settings, self._chooses = recipe.curate.judge, chooses(recipe)
+        self._settings, self._chooses = recipe.curate.judge, recipe.curate.judge_chooses
         desk = Desk(stack.enter_context(Store(out / RATED)), run.offline, run.scratch, progress)
         self._judge = stack.enter_context(Judge(recipe, rating_teacher(recipe), _schema(self._settings), desk))
 

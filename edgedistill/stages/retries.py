@@ -14,7 +14,8 @@ from typing import Any
 
 from ..recipe import CurateSettings, Recipe, TeachSettings
 from ..records import Completion, Prompt, digest, json_lines, read_rows
-from ..run import write_whole
+from ..run import stop_if_asked, write_whole
+from ..teachers import ending
 from .asking import Asking
 from .combine import Answered
 from .rightness import Fault, faults
@@ -97,11 +98,13 @@ def _round(
     todo = [question for name, (_, _, question) in again.items() if keys[name] not in held]
     if todo:
         single = recipe.teach.model_copy(update={"samples": 1})
-        for answer in complete(iter(todo), single, recipe.seed):
-            prompt, failed, _ = again[answer.prompt_id]
-            own = replace(answer, prompt_id=prompt.id, sample=failed.completion.sample)
-            asking.store.add(keys[answer.prompt_id], own, asking.number)
-            asking.tally.know(0, own.completion_tokens)
+        with ending(complete(iter(todo), single, recipe.seed)) as answers:
+            for answer in answers:
+                prompt, failed, _ = again[answer.prompt_id]
+                own = replace(answer, prompt_id=prompt.id, sample=failed.completion.sample)
+                asking.store.add(keys[answer.prompt_id], own, asking.number)
+                asking.tally.know(0, own.completion_tokens)
+                stop_if_asked()
     there = asking.store.find(list(keys.values()))
     return [
         (prompt, replace(failed, completion=there[keys[name]]))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import InvalidInput
 from ..recipe import CurateSettings, Recipe
 from ..records import Prompt
-from ..run import Run, cores, stop_if_asked
+from ..run import Run, on_each_core
 from .combine import Answered, verified
 from .final_answer import thought_and_said
 from .passing import failure
 from .prompt_source import source_prompts
 from .scorers import SCORERS, require_expected
+from .trajectories import scored_text
 
 __all__ = ["REASONS", "Fault", "faults", "require_rightness", "wrong"]
 
@@ -25,11 +25,8 @@ REASONS = {"tests": "tests failed"}
 SHOWN = 60  # characters of what is expected
 
 
-def wrong(prompt: Prompt, answer: str, settings: CurateSettings, folder: Path | None, verifies: bool) -> Fault | None:
-    """Why an answer is not right, or None: by `right_by` where its row has `expected`, then by the verifier if asked.
-
-    Raises InvalidInput where the verifier cannot be started.
-    """
+def wrong(prompt: Prompt, answer: str, settings: CurateSettings) -> Fault | None:
+    """Why an answer is not right by `right_by`, or None; one whose row expects nothing is not looked at."""
     how = settings.right_by
     if how is not None and prompt.expected is not None:
         if how == "tests":
@@ -39,35 +36,32 @@ def wrong(prompt: Prompt, answer: str, settings: CurateSettings, folder: Path | 
             said = None if is_right else f"expected is {str(prompt.expected)[:SHOWN]}"
         if said is not None:
             return REASONS.get(how, "wrong answer"), said
-    if verifies and settings.verifier is not None:
-        score, complaint = verified(prompt, answer, settings, folder)
-        return None if score is not None else ("verifier", complaint)
     return None
 
 
 def faults(
     rows: Sequence[tuple[Prompt, Answered]], settings: CurateSettings, folder: Path | None, verifies: bool
 ) -> list[Fault | None]:
-    """`wrong` of each answer that was not cut off, as many at a time as there are cores."""
-    is_asked = settings.right_by is not None or (verifies and settings.verifier is not None)
-    if not is_asked:
+    """What is wrong with each answer that was not cut off: by `right_by`, then by the verifier if asked.
+
+    As many are looked at at a time as there are cores. Raises InvalidInput where the verifier cannot be started.
+    """
+    verifies = verifies and settings.verifier is not None
+    if settings.right_by is None and not verifies:
         return [None] * len(rows)
 
     def verdict(row: tuple[Prompt, Answered]) -> Fault | None:
         prompt, one = row
         if one.completion.finish_reason != "stop":
             return None
-        return wrong(one.asked(prompt), one.completion.text, settings, folder, verifies)
+        asked = one.asked(prompt)
+        fault = wrong(asked, scored_text(settings.right_by, one.completion), settings)
+        if fault is not None or not verifies:
+            return fault
+        score, complaint = verified(asked, one.completion.text, settings, folder)
+        return None if score is not None else ("verifier", complaint)
 
-    found: list[Fault | None] = []
-    with ThreadPoolExecutor(cores()) as pool:
-        try:
-            for one in pool.map(verdict, rows):
-                found.append(one)
-                stop_if_asked()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return found
+    return list(on_each_core(verdict, rows))
 
 
 def require_rightness(recipe: Recipe, run: Run) -> str:

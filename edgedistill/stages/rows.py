@@ -37,8 +37,9 @@ from ..teachers import preamble
 from ..teachers.identity import fetch_teacher, identify_teacher
 from .dialogue import parts
 from .keys import AnswerKeys, given_answers, parameters, row_key, teacher_identity
+from .stored_answers import READ_AT_ONCE, STORE, prompts_file
 from .streams import rows_file
-from .teach import READ_AT_ONCE, STORE, prompts_file, row_count
+from .teach import row_count
 
 __all__ = ["Imported", "asked_keys", "export_rows", "export_todo", "import_rows"]
 
@@ -52,7 +53,7 @@ def asked_keys(recipe: Recipe, run: Run, progress: Progress) -> list[AnswerKeys]
 
     Raises InvalidInput where tools are run: a row of a file holds one answer, not the way to it.
     """
-    if recipe.tools.results != "none":
+    if recipe.tools.are_run:
         raise InvalidInput(
             f"{recipe.path}: calls are run (tools.results), and what leads to an answer is in no file of rows",
             'Write results = "none", or let a teacher here answer.',
@@ -103,7 +104,7 @@ def export_todo(recipe: Recipe, run: Run, path: Path, progress: Progress) -> int
                         f"prompt {one.prompt.id}: several turns are answered one after another, which no file can ask",
                         "Let a teacher here answer it.",
                     )
-                messages = [message.as_dict() for message in (*shown[one.teacher], *one.prompt.messages)]
+                messages = [message.as_asked() for message in (*shown[one.teacher], *one.prompt.messages)]
                 tools = {"tools": list(one.prompt.tools)} if one.prompt.tools else {}
                 write({"custom_id": one.key, "messages": messages, **tools, **_request(recipe, one, schema)})
                 count += 1

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,17 +22,15 @@ from shutil import which
 from ..errors import InvalidInput, MissingRequirement
 from ..recipe import Recipe
 from ..records import Prompt
-from ..run import cores, stop_if_asked
+from ..run import on_each_core
 
 __all__ = [
     "Confined",
     "Said",
-    "beside",
     "checked",
     "confinement",
-    "found_program",
+    "own_command",
     "readable",
-    "require_posix",
     "run_confined",
     "score_confined",
     "scorer_command",
@@ -104,17 +101,21 @@ def scorer_command(recipe: Recipe) -> list[str]:
 
     Raises InvalidInput where there is no such program, MissingRequirement where the system has no POSIX limits.
     """
-    require_posix("evaluate.command")
-    named = recipe.evaluate.command
-    if not named:
-        raise InvalidInput("evaluate.command is empty", 'Name a command: command = ["check.py"].')
-    program, *arguments = (beside(recipe.folders, one) for one in named)
-    return [found_program(program, named[0], "evaluate.command"), *arguments]
+    return own_command("evaluate.command", recipe.evaluate.command, recipe.folders, '["check.py"]')
 
 
-def require_posix(setting: str) -> None:
+def own_command(setting: str, named: Sequence[str] | None, folders: Sequence[Path], example: str) -> list[str]:
+    """The arguments of a command of the recipe's own; each that names a file of the folders is that file.
+
+    Raises InvalidInput, with an `example`, where it names none or no program, MissingRequirement where the system has
+    no POSIX limits.
+    """
     if sys.platform == "win32":
         raise MissingRequirement(f"{setting} needs POSIX limits", "Use Linux or macOS.")
+    if not named:
+        raise InvalidInput(f"{setting} is empty", f"Name a command: {setting.partition('.')[2]} = {example}.")
+    program, *arguments = (_beside(folders, one) for one in named)
+    return [_found_program(program, named[0], setting), *arguments]
 
 
 def checked(
@@ -128,17 +129,8 @@ def checked(
     memory = settings.command_memory_mb << 20
     confined = Confined(scorer_command(recipe), settings.command_seconds, memory, recipe.folders)
     questions = {name: [_question(one, given[one.id]) for one in prompts] for name, given in answers.items()}
-    verdicts: dict[str, Checked] = dict.fromkeys(
-        (text for asked in questions.values() for text in asked), Checked(None)
-    )
-    with ThreadPoolExecutor(cores()) as pool:
-        try:
-            found = pool.map(lambda text: score_confined(confined, text), verdicts)
-            for text, verdict in zip(tuple(verdicts), found, strict=True):
-                verdicts[text] = verdict
-                stop_if_asked()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    texts = list(dict.fromkeys(text for asked in questions.values() for text in asked))
+    verdicts = dict(zip(texts, on_each_core(lambda text: score_confined(confined, text), texts), strict=True))
     if verdicts and all(one.score is None for one in verdicts.values()):
         complaint = next(iter(verdicts.values())).complaint
         raise InvalidInput(
@@ -234,7 +226,7 @@ def _question(prompt: Prompt, answer: str) -> str:
     return json.dumps({"messages": turns, "answer": answer, "expected": prompt.expected, "tags": list(prompt.tags)})
 
 
-def beside(folders: Sequence[Path], argument: str) -> str:
+def _beside(folders: Sequence[Path], argument: str) -> str:
     """An argument of a command; one that names a file of a folder is that file."""
     places = (folder / argument for folder in folders)
     return next((str(place.resolve()) for place in places if place.is_file()), argument)
@@ -246,7 +238,7 @@ def _environment(scratch: str) -> dict[str, str]:
     return {**kept, "HOME": scratch, "TMPDIR": scratch, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def found_program(program: str, said: str, setting: str) -> str:
+def _found_program(program: str, said: str, setting: str) -> str:
     """The path of a program: of a file, or of a name that PATH knows.
 
     Raises InvalidInput that names the setting, and what is said there, where there is none.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import string
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,12 +14,12 @@ from ..errors import InvalidInput
 from ..messages import with_calls
 from ..recipe import EvaluateSettings, Recipe
 from ..records import Message, Prompt, ToolCall
-from .final_answer import chosen, concluded, final_number, thought_and_said
+from .final_answer import bare_text, chosen, concluded, final_number, thought_and_said
 from .judging import judged
 from .passing import asserted, failures
 from .sandbox import checked
 from .scorer_desk import Desk
-from .scoring import equal, same
+from .scoring import equal, same, same_calls
 from .tool_calls import paired, said
 
 __all__ = [
@@ -92,8 +91,8 @@ def agreed(scorer: str, answer: str, other: str) -> bool:
         return mine == theirs and (mine is not None or answer.strip() == other.strip())
     said, heard = (thought_and_said(text)[1] for text in (answer, other))
     if scorer == "choice":
-        return _plain(concluded(said) or said) == _plain(concluded(heard) or heard)
-    return equal(said, heard)
+        return bare_text(concluded(said) or said) == bare_text(concluded(heard) or heard)
+    return equal(said, heard) or same_calls(said, heard)
 
 
 def exact(answer: str, expected: Any) -> float:
@@ -126,7 +125,7 @@ def label(answer: str, expected: Any) -> float:
     >>> label(" **Positive**. ", "positive"), label("not positive", "positive"), label("B)", ["b", "c"])
     (1.0, 0.0, 1.0)
     """
-    return float(any(_plain(answer) == _plain(one) for one in _texts(expected)))
+    return float(any(bare_text(answer) == bare_text(one) for one in _texts(expected)))
 
 
 def regex(answer: str, expected: Any) -> float:
@@ -264,10 +263,6 @@ def _texts(expected: Any) -> list[str]:
         return [text for one in expected for text in _texts(one)]
     text = expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)
     return [text] if text.strip() else []
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"^[\W_]+|[\W_]+$", "", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _chrf(answer: str, reference: str) -> float:

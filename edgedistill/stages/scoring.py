@@ -48,7 +48,7 @@ def outcomes(
     for prompt, value in zip(prompts, scores[0], strict=True):
         answer = answers[prompt.id]
         right = None if value is None else value + ROUNDING >= scores[1]
-        is_same = agrees(answer, teacher[prompt.id]) or same_calls(answer, teacher[prompt.id])
+        is_same = agrees(answer, teacher[prompt.id])
         is_fine = is_valid(prompt, thought_and_said(answer)[1])
         found.append(Outcome(answer, is_fine, value, right, is_same))
     return found
@@ -173,7 +173,7 @@ def _fields(scored: Sequence[tuple[Prompt, Outcome]]) -> dict[str, float | None]
     names = list(dict.fromkeys(name for prompt, _ in objects for name in prompt.expected))
     right = dict.fromkeys(names, 0)
     for prompt, one in objects:
-        value = json_instance(one.answer)
+        value = json_instance(thought_and_said(one.answer)[1])
         for name in names:
             right[name] += isinstance(value, dict) and name in value and same(value[name], prompt.expected.get(name))
     return {name: share(count, len(objects)) for name, count in right.items()}

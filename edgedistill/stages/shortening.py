@@ -13,18 +13,22 @@ from pathlib import Path
 
 from ..recipe import CurateSettings, Recipe
 from ..records import Completion, Message, Prompt, digest
+from ..run import stop_if_asked
+from ..teachers import ending
 from .asking import Asking
 from .combine import Answered
 from .final_answer import THOUGHTS, concluded, final_number, thought_and_said
 from .retries import AT_ONCE, Complete
 from .rightness import Fault, faults
 
-__all__ = ["is_too_long", "question", "settled", "shorten"]
+__all__ = ["Looked", "is_too_long", "looked_at", "question", "shorten"]
 
 WORDS_PER_TOKEN = 0.6  # of plain English with figures in it, and a little room: models count words better than tokens
 REASON = "trace too long"
 
 Row = tuple[Prompt, Answered]
+Looked = tuple[Answered, Fault | None]
+"""An answer, and why it is not learned from."""
 
 
 def is_too_long(one: Answered, settings: CurateSettings) -> bool:
@@ -57,9 +61,9 @@ def question(prompt: Prompt, one: Answered, settings: CurateSettings) -> Prompt:
     return Prompt(name, (*before, Message(last.role, text)), tools=prompt.tools)
 
 
-def shorten(recipe: Recipe, asking: Asking, rows: Iterable[tuple[Prompt, list[Answered]]], complete: Complete) -> int:
-    """Have one teacher say again what is right and too long; return how many shorter ones are stored."""
-    settings, count, source = recipe.curate, 0, iter(rows)
+def shorten(recipe: Recipe, asking: Asking, rows: Iterable[tuple[Prompt, list[Answered]]], complete: Complete) -> None:
+    """Have one teacher say again what is right and too long; the shorter ones are stored."""
+    settings, source = recipe.curate, iter(rows)
     single = recipe.teach.model_copy(update={"samples": 1, "targets": "none"})
     while block := list(islice(source, AT_ONCE)):
         long = [(prompt, one) for prompt, many in block for one in many if is_too_long(one, settings)]
@@ -68,11 +72,11 @@ def shorten(recipe: Recipe, asking: Asking, rows: Iterable[tuple[Prompt, list[An
         keys = {one.id: asking.keys.part(one, 0) for one in asked}
         held = asking.store.held(list(keys.values()))
         todo = [one for one in asked if keys[one.id] not in held]
-        for answer in complete(iter(todo), single, recipe.seed) if todo else ():
-            asking.store.add(keys[answer.prompt_id], replace(answer, sample=0), asking.number)
-            asking.tally.know(0, answer.completion_tokens)
-        count += len(asking.store.held(list(keys.values())))
-    return count
+        with ending(complete(iter(todo), single, recipe.seed) if todo else ()) as answers:
+            for answer in answers:
+                asking.store.add(keys[answer.prompt_id], replace(answer, sample=0), asking.number)
+                asking.tally.know(0, answer.completion_tokens)
+                stop_if_asked()
 
 
 def with_shorter(one: Answered, shorter: Completion) -> Answered:
@@ -85,7 +89,17 @@ def with_shorter(one: Answered, shorter: Completion) -> Answered:
     return replace(one, completion=made)
 
 
-def settled(rows: Sequence[Row], settings: CurateSettings, folder: Path | None) -> list[tuple[Answered, Fault | None]]:
+def looked_at(rows: Sequence[Row], settings: CurateSettings, folder: Path | None) -> list[Looked]:
+    """Each answer as it is learned, its trace shortened where it may be; or, with it, the reason why nothing is.
+
+    The verifier is asked only where it decides which answers are combined.
+    """
+    wrong = faults(rows, settings, folder, verifies=settings.combine == "shortest")
+    right = iter(_settled([row for row, fault in zip(rows, wrong, strict=True) if fault is None], settings, folder))
+    return [next(right) if fault is None else (one, fault) for (_, one), fault in zip(rows, wrong, strict=True)]
+
+
+def _settled(rows: Sequence[Row], settings: CurateSettings, folder: Path | None) -> list[Looked]:
     """Each right answer as it is learned: itself or its shorter trace; or, with it, the reason why nothing is."""
     shorter = {
         number: with_shorter(one, one.shorter) for number, (_, one) in enumerate(rows) if one.shorter is not None
@@ -96,7 +110,7 @@ def settled(rows: Sequence[Row], settings: CurateSettings, folder: Path | None) 
         for (number, made), fault in zip(shorter.items(), wrong, strict=True)
         if fault is None and _holds(rows[number][1], made, settings)
     }
-    found: list[tuple[Answered, Fault | None]] = []
+    found: list[Looked] = []
     for number, (_, one) in enumerate(rows):
         if number in holding or settings.reasoning_over == "keep" or not is_too_long(one, settings):
             found.append((holding.get(number, one), None))

@@ -19,7 +19,7 @@ from ..records import Prompt
 from ..run import whole_file
 from ..scrub import Names
 
-__all__ = ["DROPPED", "SUSPECTS", "Again", "SortedRows", "is_valid_row"]
+__all__ = ["SUSPECTS", "Again", "SortedRows", "is_valid_row"]
 
 EXAMPLES = 3  # of each reason, in stats.json and in the report
 SHOWN = 300  # characters of each
@@ -84,6 +84,8 @@ class SortedRows:
         if self._noise is not None and self._settings.noise is not None:
             objections, changed = self._suspicious(self._noise, self._settings.noise.action, again)
         if self._whole is not None:
+            for number, row in changed.items():
+                self._whole.change(number, row["messages"][-1]["content"])
             objections = self._whole.objections(objections)
         self._waiting.seek(0)
         for number, line in enumerate(self._waiting):

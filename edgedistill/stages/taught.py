@@ -19,7 +19,7 @@ from ..students.lessons import Lesson, aligned_lesson, answers_lesson, cooled, h
 from ..students.packed import PackedExamples, packed
 from ..targets import Targets, decode
 from ..teachers import BACKENDS
-from .teach import STORE
+from .stored_answers import STORE
 from .traces import fenced
 
 __all__ = ["SampledRow", "TaughtRows", "require_taught"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,21 +16,20 @@ from ..store import Store
 from ..teachers import Teacher, TeacherTask, load_teacher, preamble
 from ..teachers.identity import fetch_teacher
 from .asking import Asking, Pass, Source, Tally
-from .calibration import asks_calibration, calibrated, prior_of
+from .calibration import asks_calibration, prior_of
 from .combine import Answered
-from .dialogue import Ask, conversed, parts
+from .dialogue import Ask, conversed
 from .failures import Failures
 from .keys import AnswerKeys, GivenAnswers, given_answers, teacher_identity
 from .on_offer import teacher_rule
 from .retries import Tries, retry, write_tries
-from .shortening import is_too_long, question, shorten
+from .shortening import shorten
+from .stored_answers import READ_AT_ONCE, STORE, StoredAnswers, prompts_file
 from .tool_results import loop_of
-from .trajectories import Loop, keep, kept, running, steps_key, with_steps
+from .trajectories import Loop, keep, kept, running
 
-__all__ = ["STORE", "answers", "prompts_file", "row_count", "taught_keys", "teach", "turn_keys"]
+__all__ = ["row_count", "teach"]
 
-STORE = "teacher.sqlite"
-READ_AT_ONCE = 500  # prompts whose answers are read in one query
 WHOLE = ("F32", "F16", "BF16", "Q8_0", "8 bit")  # types whose distributions are close to the unrounded weights' own
 
 
@@ -78,11 +76,6 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
         "teachers": records,
         "warnings": _warnings(recipe, records),
     }
-
-
-def prompts_file(run: Run) -> Path:
-    """What the stage before left."""
-    return run.folder("prompts") / "prompts.jsonl"
 
 
 def first_tools(path: Path) -> tuple[Tool, ...]:
@@ -204,7 +197,7 @@ def _ask(
         missing = partial(teacher.complete, settings=settings, seed=recipe.seed, wanted=asking.missing)
         asks: tuple[Ask, Ask] = (missing, partial(teacher.complete, settings=one, seed=recipe.seed))
         if loop is not None:
-            asks = running(asks, settings.samples, loop, teacher.names)
+            asks = running(asks, asking.missing, loop, teacher.names)
         yield from conversed(prompts, settings.samples, asks, _Answered(asking), teacher.names)
         teacher.settle()
 
@@ -222,41 +215,25 @@ def _ask(
         if given is not None:
             taken = Pass("given", lambda prompt: asking.keys.given(prompt) is not None, score, lambda: len(failures))
             _pass(asking, taken, teacher, failures)
-        told = retry(recipe, asking, _first_answers(asking), teacher.complete) if recipe.teach.retries else []
-        if recipe.curate.reasoning == "shorten":
-            shorten(recipe, asking, _last_answers(asking, Tries.of(told)), teacher.complete)
-        return told
+        return _asked_more(recipe, asking, teacher)
     finally:
         teacher.close()
 
 
-def _last_answers(asking: Asking, tries: Tries) -> Iterator[tuple[Prompt, list[Answered]]]:
-    """The same with the last tries in place of those that failed."""
+def _asked_more(recipe: Recipe, asking: Asking, teacher: _Loaded) -> list[dict[str, Any]]:
+    """Have a teacher try again what is wrong, and say shorter what is too long; what it was told of wrong answers."""
+    stored = StoredAnswers(asking.store, {asking.number: asking.keys})
 
-    def get(question: Prompt, sample: int) -> tuple[str, Completion | None]:
-        key = asking.keys.part(question, sample)
-        return key, asking.store.get(key)
+    def own() -> Iterator[tuple[Prompt, list[Answered]]]:
+        asked = (prompt for prompt in iter_prompts(asking.source.path) if asking.keys.given(prompt) is None)
+        return ((prompt, given) for prompt, given, _ in stored.first(asked))
 
-    for prompt, given in _first_answers(asking):
-        yield prompt, [tries.last(prompt, one, get) for one in given]
-
-
-def _first_answers(asking: Asking) -> Iterator[tuple[Prompt, list[Answered]]]:
-    """The prompts that one teacher has answered itself, with these answers."""
-    prompts = iter_prompts(asking.source.path)
-    while block := list(islice(prompts, READ_AT_ONCE)):
-        own = [prompt for prompt in block if asking.keys.given(prompt) is None]
-        yield from _read(asking.store, [(prompt, list(_wanted(asking.number, asking.keys, prompt))) for prompt in own])
-
-
-def _read(
-    store: Store, wanted: list[tuple[Prompt, list[tuple[int, list[str]]]]]
-) -> Iterator[tuple[Prompt, list[Answered]]]:
-    """Prompts with those of their wanted answers that are there with all their turns, which call no tools."""
-    found = store.find([key for _, many in wanted for _, turns in many for key in turns], targets=False)
-    for prompt, many in wanted:
-        said = [(number, [found[key] for key in turns]) for number, turns in many if all(key in found for key in turns)]
-        yield prompt, [Answered(number, turns[-1], tuple(turns[:-1])) for number, turns in said]
+    told = retry(recipe, asking, own(), teacher.complete) if recipe.teach.retries else []
+    if recipe.curate.reasoning == "shorten":
+        tries = Tries.of(told)
+        last = ((prompt, [stored.last(prompt, one, tries) for one in given]) for prompt, given in own())
+        shorten(recipe, asking, last, teacher.complete)
+    return told
 
 
 def _pass(asking: Asking, one: Pass, teacher: _Loaded, failures: Failures) -> None:
@@ -279,62 +256,3 @@ def _warnings(recipe: Recipe, records: list[dict[str, Any]]) -> list[str]:
         return []
     rounded = dict.fromkeys(record["quant"] for record in records if record["quant"] not in (None, *WHOLE))
     return [f"soft targets from a {quant} teacher carry its rounding; use Q8_0 or better" for quant in rounded]
-
-
-def taught_keys(recipe: Recipe, run: Run) -> list[AnswerKeys]:
-    """The keys of each teacher's answers, as the finished stage stored them."""
-    given = given_answers(recipe)
-    return [
-        AnswerKeys(teacher["identity"], recipe.teach.samples, given) for teacher in run.summary("teach")["teachers"]
-    ]
-
-
-def answers(recipe: Recipe, run: Run, targets: bool = False) -> Iterator[tuple[Prompt, list[Answered]]]:
-    """Each prompt with its stored completions, in the order of prompts, teachers and samples; read as it is needed.
-
-    Where the recipe calibrates, closed answers are calibrated; of a conversation, the last one. Without `targets`, b""
-    stands for them where there are any. Raises EdgeDistillError where an answer is missing that
-    the stage did not leave out.
-    """
-    summary = run.summary("teach")
-    teachers = taught_keys(recipe, run)
-    priors = [teacher.get("prior") for teacher in summary["teachers"]]
-    prompts, runs = iter_prompts(prompts_file(run)), recipe.tools.results != "none"
-    tries = Tries.read(run.folder("teach"))
-    with Store(run.folder("teach") / STORE, read_only=True) as store:
-
-        def get(number: int, asked: Prompt, sample: int) -> tuple[str, Completion | None]:
-            key = teachers[number].part(asked, sample)
-            return key, store.find([key], targets).get(key)
-
-        while block := list(islice(prompts, READ_AT_ONCE)):
-            wanted = [[one for number, keys in enumerate(teachers) for one in _wanted(number, keys, p)] for p in block]
-            keys = [key for many in wanted for _, turns in many for key in turns]
-            found = store.find([*keys, *map(steps_key, keys)] if runs else keys, targets)
-            for prompt, many in zip(block, wanted, strict=True):
-                whole = [(number, turns) for number, turns in many if all(key in found for key in turns)]
-                if len(whole) < len(many) and not summary["failed"]:
-                    raise EdgeDistillError(f"{run.folder('teach')}: answers are missing", "Redo with --from teach.")
-                said = [(number, [with_steps(found, key) or found[key] for key in turns]) for number, turns in whole]
-                given = (Answered(number, turns[-1], tuple(turns[:-1])) for number, turns in said)
-                lasting = [tries.last(prompt, one, partial(get, one.teacher)) for one in given]
-                for place, one in enumerate(lasting):
-                    if is_too_long(one, recipe.curate):
-                        shorter = get(one.teacher, question(prompt, one, recipe.curate), 0)[1]
-                        lasting[place] = replace(one, shorter=shorter)
-                yield (
-                    prompt,
-                    [replace(one, completion=calibrated(one.completion, priors[one.teacher])) for one in lasting],
-                )
-
-
-def turn_keys(keys: AnswerKeys, prompt: Prompt, sample: int) -> list[str]:
-    """The keys of one sample of the answers to a prompt, turn by turn; only the last may be a given one."""
-    return [*(keys.part(part, sample) for part in parts(prompt)[:-1]), keys.of(prompt)[sample]]
-
-
-def _wanted(number: int, keys: AnswerKeys, prompt: Prompt) -> Iterator[tuple[int, list[str]]]:
-    """Of each sample of a teacher's answers to a prompt: the teacher's number, and the keys of its turns."""
-    samples = 1 if keys.given(prompt) is not None else len(keys.of(prompt))
-    for sample in range(samples):
-        yield number, turn_keys(keys, prompt, sample)

@@ -24,7 +24,7 @@ FORMS = {
     "mistral": re.compile(r"\[TOOL_CALLS\](.*)", re.DOTALL),
     "llama3": re.compile(r"<\|python_tag\|>(.*?)(?:<\|eom_id\|>|<\|eot_id\|>|\Z)", re.DOTALL),
 }
-FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)  # as Qwen2.5-Coder writes them
+FENCE = re.compile(r"```(?:json)?\s*(.*?)```[ \t]*(?:\n|\Z)", re.DOTALL)  # as Qwen2.5-Coder writes them
 MOST_PAIRED = 10  # calls of one answer, of which every pairing is tried
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,18 +15,18 @@ from typing import Any
 from ..chat import json_instance, with_system
 from ..errors import InvalidInput
 from ..recipe import Recipe, TeacherSettings
-from ..records import Message, Prompt, digest, prompt_id, read_rows
-from ..run import Progress, Run, cores, file_sha256, stop_if_asked
+from ..records import Prompt, digest, read_rows, user_prompt
+from ..run import Progress, Run, on_each_core, stop_if_asked
 from ..store import Store
 from ..teachers import TeacherTask
 from ..teachers.identity import fetch_teacher
 from .candidates import answering
 from .combine import answer_key
-from .sandbox import Confined, beside, confinement, found_program, require_posix, run_confined
+from .sandbox import Confined, confinement, own_command, run_confined
 from .trajectories import Call, Loop
 from .trajectories import Run as RunCalls
 
-__all__ = ["loop_of", "recorded", "require_results", "runs_tools"]
+__all__ = ["loop_of", "recorded", "require_results"]
 
 SYSTEM = """\
 You play a tool that a program calls. You are told what the tool does and how it was called, as one JSON object. All \
@@ -38,18 +37,13 @@ LONGEST = 200  # tokens of a result that a teacher plays
 ROW = 'Write {"name": ..., "arguments": {...}, "result": ...}.'
 
 
-def runs_tools(recipe: Recipe) -> bool:
-    """Whether calls are run; otherwise they are the answer."""
-    return recipe.tools.results != "none"
-
-
 def require_results(recipe: Recipe) -> str:
     """Where results come from, as far as it can be looked at before anything is asked.
 
     Raises InvalidInput for a table that is none, or a command that is no program.
     """
     settings = recipe.tools
-    if settings.results == "none":
+    if not settings.are_run:
         return "calls are not run: they are the answer"
     if settings.results == "table":
         assert settings.table is not None
@@ -65,31 +59,28 @@ def loop_of(
 ) -> Iterator[Loop | None]:
     """How the calls of whoever `identity` tells are run; None where they are not. A player is loaded when it is needed.
 
-    `place` is the store that keeps results, the run, and a folder for what makes the next start of a player faster.
+    The identity knows what `on_offer.ran_by` tells. `place` is the store that keeps results, the run, and a folder for
+    what makes the next start of a player faster.
     """
     settings, (store, run, scratch, progress) = recipe.tools, place
-    if settings.results == "none":
+    if not settings.are_run:
         yield None
         return
-    decides: list[Any] = [settings.results]
+    player: list[Any] = []
     runner: RunCalls
     if settings.results == "table":
         assert settings.table is not None
-        path = recipe.file(settings.table)
-        table = recorded(path)
-        decides.append(file_sha256(path))
-        runner = partial(_looked_up, table)
+        runner = partial(_looked_up, recorded(recipe.file(settings.table)))
     elif settings.results == "command":
-        decides.append(settings.command)
         runner = _by_command(recipe)
     else:
         weights = fetch_teacher(recipe, teacher, run.offline, progress)
         assert weights.sha256 is not None
-        decides += [weights.sha256, SYSTEM]
+        player = [weights.sha256, SYSTEM]
         shown = with_system(SYSTEM, ())
         task = TeacherTask(weights.path, weights.sha256, shown, PLAYED, scratch, _as_player(teacher))
         runner = _played(recipe, task)
-    yield Loop(runner, digest(identity, decides), settings.steps, store)
+    yield Loop(runner, digest(identity, player), settings.steps, store)
 
 
 def recorded(path: Path) -> dict[tuple[str, str], str]:
@@ -119,12 +110,7 @@ def _error(text: str) -> str:
 
 
 def _command(recipe: Recipe) -> list[str]:
-    require_posix("tools.command")
-    named = recipe.tools.command
-    if not named:
-        raise InvalidInput("tools.command is empty", 'Name a command: command = ["python", "tools.py"].')
-    program, *arguments = (beside(recipe.folders, one) for one in named)
-    return [found_program(program, named[0], "tools.command"), *arguments]
+    return own_command("tools.command", recipe.tools.command, recipe.folders, '["python", "tools.py"]')
 
 
 def _by_command(recipe: Recipe) -> RunCalls:
@@ -141,18 +127,7 @@ def _by_command(recipe: Recipe) -> RunCalls:
         is_json = json_instance(told.text) is not None or told.text == "null"
         return told.text if is_json else _error(f"it printed no JSON: {told.text[:60]!r}")
 
-    def run(calls: Sequence[Call]) -> list[str]:
-        found = []
-        with ThreadPoolExecutor(cores()) as pool:
-            try:
-                for result in pool.map(one, calls):
-                    found.append(result)
-                    stop_if_asked()
-            finally:
-                pool.shutdown(cancel_futures=True)
-        return found
-
-    return run
+    return lambda calls: list(on_each_core(one, calls))
 
 
 def _played(recipe: Recipe, task: TeacherTask) -> RunCalls:
@@ -176,8 +151,7 @@ def _played(recipe: Recipe, task: TeacherTask) -> RunCalls:
 def _question(call: Call) -> Prompt:
     """A call as the player is asked."""
     about = {"tool": call.tool["function"], "call": {"name": call.name, "arguments": json.loads(call.arguments)}}
-    messages = (Message("user", json.dumps(about, ensure_ascii=False)),)
-    return Prompt(prompt_id(messages), messages)
+    return user_prompt(json.dumps(about, ensure_ascii=False))
 
 
 def _as_player(teacher: TeacherSettings) -> TeacherSettings:

@@ -10,7 +10,7 @@ from ..records import Message, Tool
 from .final_answer import THOUGHTS, thought_and_said, without_trace
 from .tool_calls import message_of
 
-__all__ = ["fenced", "learned_message"]
+__all__ = ["fenced", "learned_message", "learned_text", "learned_turns"]
 
 
 def learned_message(text: str, tools: tuple[Tool, ...], settings: CurateSettings) -> Message:
@@ -21,10 +21,19 @@ def learned_message(text: str, tools: tuple[Tool, ...], settings: CurateSettings
     >>> learned_message("6 * 7 = 42\\nAnswer: 42", (), CurateSettings(reasoning="strip")).content
     'Answer: 42'
     """
-    thought, said = thought_and_said(text)
-    if settings.reasoning == "strip":
-        return message_of(without_trace(said), tools)
-    return replace(message_of(said, tools), reasoning=thought)
+    thought = "" if settings.reasoning == "strip" else thought_and_said(text)[0]
+    return replace(message_of(learned_text(text, settings), tools), reasoning=thought)
+
+
+def learned_text(text: str, settings: CurateSettings) -> str:
+    """What is said in an answer as the student learns it, without what was thought."""
+    said = thought_and_said(text)[1]
+    return without_trace(said) if settings.reasoning == "strip" else said
+
+
+def learned_turns(turns: Sequence[Message], settings: CurateSettings) -> tuple[Message, ...]:
+    """Turns on the way to an answer as the student sees them: with what was thought, or without."""
+    return tuple(replace(one, reasoning="") for one in turns) if settings.reasoning == "strip" else tuple(turns)
 
 
 def fenced(messages: Sequence[Message]) -> tuple[Message, ...]:

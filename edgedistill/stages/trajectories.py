@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from ..chat import json_instance
 from ..messages import messages_of, with_calls
-from ..records import Completion, Message, Prompt, Tool, ToolCall, digest
+from ..records import Completion, Message, Prompt, Tool, ToolCall, Wanted, digest
 from ..store import Store
+from ..teachers import ending
 from .dialogue import TOGETHER, Ask
+from .final_answer import thought_and_said
 from .tool_calls import fault, message_of, said
 
-__all__ = ["Call", "Loop", "all_calls", "has_failed", "ignored", "keep", "kept", "running", "steps_key", "with_steps"]
+__all__ = [
+    "Call",
+    "Loop",
+    "all_calls",
+    "has_failed",
+    "ignored",
+    "keep",
+    "kept",
+    "running",
+    "scored_text",
+    "steps_key",
+    "with_steps",
+]
 
 ID = 9  # signs of a call's id, as Mistral's templates want it
 
@@ -74,32 +87,34 @@ class _Path:
         return digest(self.identity, asked.id, turns, list(asked.tools), "step", *more)
 
 
-def running(asks: tuple[Ask, Ask], samples: int, loop: Loop, names: dict[str, str] | None = None) -> tuple[Ask, Ask]:
+def running(asks: tuple[Ask, Ask], wanted: Wanted, loop: Loop, names: dict[str, str] | None = None) -> tuple[Ask, Ask]:
     """The two ways to ask, as `dialogue.conversed` takes them, each with the calls run to a final answer.
 
-    `names` gets, for each name that something is asked under, the name that it was asked for.
+    `wanted` are the samples that the first of them yields; the second yields one answer to each prompt. `names` gets,
+    for each name that something is asked under, the name that it was asked for.
     """
     known = {} if names is None else names
 
-    def run_each(ask: Ask, count: int) -> Ask:
+    def run_each(ask: Ask, numbers: Wanted) -> Ask:
         def complete(prompts: Iterator[Prompt]) -> Iterator[Completion]:
             while block := list(islice(prompts, TOGETHER)):
-                yield from _block(block, (ask, asks[1]), count, loop, known)
+                paths = [_Path(prompt, sample, loop.identity) for prompt in block for sample in numbers(prompt)]
+                yield from _block(paths, (ask, asks[1]), loop, known)
 
         return complete
 
-    return run_each(asks[0], samples), run_each(asks[1], 1)
+    return run_each(asks[0], wanted), run_each(asks[1], lambda prompt: (0,))
 
 
 def _block(
-    block: Sequence[Prompt], asks: tuple[Ask, Ask], samples: int, loop: Loop, names: dict[str, str]
+    block: Sequence[_Path], asks: tuple[Ask, Ask], loop: Loop, names: dict[str, str]
 ) -> Generator[Completion, None, None]:
-    """Some prompts side by side: all first answers, then all second ones."""
-    paths = {(prompt.id, n): _Path(prompt, n, loop.identity) for prompt in block for n in range(samples)}
-    going = [(path, found) for path in paths.values() if (found := _held(loop, path))]
+    """Some paths side by side: all first answers, then all second ones."""
+    paths = {(path.prompt.id, path.sample): path for path in block}
+    going = [(path, found) for path in block if (found := _held(loop, path))]
     begun = {path for path, _ in going}
-    new = [prompt for prompt in block if not all(paths[prompt.id, n] in begun for n in range(samples))]
-    with closing(_passed(asks[0], iter(new))) as answers:
+    new = list({path.prompt.id: path.prompt for path in block if path not in begun}.values())
+    with ending(asks[0](iter(new))) as answers:
         for completion in answers if new else ():
             path = paths[completion.prompt_id, completion.sample]
             if path in begun:
@@ -114,15 +129,11 @@ def _block(
         going = [(path, found) for path in asked.values() if (found := _held(loop, path))]
         held = {path.asked().id for path, _ in going}
         todo = [path.asked() for name, path in asked.items() if name not in held]
-        with closing(_passed(asks[1], iter(todo))) as answers:
+        with ending(asks[1](iter(todo))) as answers:
             for completion in answers if todo else ():
                 going, over = _sorted(loop, going, (asked[completion.prompt_id], completion))
                 if over is not None:
                     yield over
-
-
-def _passed(ask: Ask, prompts: Iterator[Prompt]) -> Generator[Completion, None, None]:
-    yield from ask(prompts)
 
 
 def _held(loop: Loop, path: _Path) -> Completion | None:
@@ -135,7 +146,8 @@ def _sorted(
     """An answer among those whose calls are run next, or as a final one."""
     path, completion = answer
     is_over = completion.finish_reason != "stop" or path.calls_made >= loop.steps
-    if is_over or not said(completion.text).calls or fault(completion.text, path.prompt.tools) is not None:
+    text = thought_and_said(completion.text)[1]
+    if is_over or not said(text).calls or fault(text, path.prompt.tools) is not None:
         return going, replace(completion, prompt_id=path.prompt.id, sample=path.sample, steps=tuple(path.said))
     loop.store.add(path.key(), completion)  # committed before it counts: a run that is killed goes on behind it
     return [*going, (path, loop.store.get(path.key()) or completion)], None
@@ -147,7 +159,8 @@ def _run_calls(loop: Loop, going: Sequence[tuple[_Path, Completion]]) -> None:
     turns: list[tuple[_Path, Message, list[str]]] = []
     for path, completion in going:
         tools = {tool["function"]["name"]: tool for tool in path.prompt.tools}
-        message = message_of(completion.text, path.prompt.tools)
+        thought, text = thought_and_said(completion.text)
+        message = replace(message_of(text, path.prompt.tools), reasoning=thought)
         keys = [path.key(number) for number in range(len(message.tool_calls))]
         named = zip(message.tool_calls, keys, strict=True)
         calls = tuple(ToolCall(call.name, call.arguments, key[:ID]) for call, key in named)
@@ -199,16 +212,23 @@ def with_steps(found: Mapping[str, Completion], key: str) -> Completion | None:
 # what is wrong with a trajectory
 
 
+def scored_text(scorer: str | None, completion: Completion) -> str:
+    """What a scorer looks at: of an answer that is scored by its calls, those on the way to it too."""
+    return all_calls(completion) if scorer == "tool" else completion.text
+
+
 def all_calls(completion: Completion) -> str:
-    """Everything that an assistant said on the way to an answer, in one text, as `said` reads it.
+    """Everything that an assistant said on the way to an answer, in one text, as `said` reads it; without thoughts.
 
     >>> step = Message("assistant", "", (ToolCall("now", "{}"),))
     >>> answer = Completion("1", "It is ten.", "stop", 1, 1, 0.1, steps=(step, Message("tool", '"10:00"')))
     >>> said(all_calls(answer))
     Said(text='It is ten.', calls=(('now', {}),), is_broken=False)
     """
+    if not completion.steps:
+        return completion.text
     steps = [with_calls(message) for message in completion.steps if message.role == "assistant"]
-    return "\n".join([*steps, completion.text])
+    return "\n".join([*steps, thought_and_said(completion.text)[1]])
 
 
 def has_failed(result: str) -> bool:

@@ -29,7 +29,7 @@ def turns_of(
     for part, turn in zip(parts(prompt), (*one.earlier, one.completion), strict=True):
         message = message_of(turn.text, prompt.tools)
         found = fault(turn.text, prompt.tools) if prompt.tools else None
-        if found is None and prompt.tools and tools.results != "none":
+        if found is None and prompt.tools and tools.are_run:
             found = _unfinished(turn, message, tools)
         elif found is None and message.tool_calls and part is not prompt:
             found = "call without a result", f"{message.tool_calls[0].name} is called, and the user goes on"

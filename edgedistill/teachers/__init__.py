@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,7 +16,17 @@ from ..models import Format
 from ..recipe import Recipe, TeacherSettings, TeachSettings
 from ..records import Completion, Example, Message, Prompt, Tool, Wanted, messages_of, read_rows
 
-__all__ = ["BACKENDS", "Backend", "Teacher", "TeacherTask", "load_teacher", "preamble", "require_teacher"]
+__all__ = ["BACKENDS", "Backend", "Teacher", "TeacherTask", "ending", "load_teacher", "preamble", "require_teacher"]
+
+
+@contextmanager
+def ending(answers: Iterable[Completion]) -> Iterator[Iterator[Completion]]:
+    """Completions that end with the block, before their teacher is closed: an engine reads its weights to its end."""
+    try:
+        yield iter(answers)
+    finally:
+        if isinstance(answers, Generator):
+            answers.close()
 
 
 @dataclass(frozen=True)

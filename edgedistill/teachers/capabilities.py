@@ -91,7 +91,7 @@ class Capabilities:
             messages = _with_schema(messages, schema)
         body: dict[str, Any] = {
             "model": model,
-            "messages": [message.as_dict() for message in messages],
+            "messages": [message.as_asked() for message in messages],
             self.limit: question.max_tokens,
             "temperature": question.temperature,
         }
