@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from edgedistill.stages.again import ASKED_AGAIN
 from edgedistill.stages.curate import curate
 from edgedistill.stages.explained import explained
 from edgedistill.store import Store
-from edgedistill.teachers import TeacherTask
 
 THINGS = {
     "light": ("lamp", "bulb", "lights", "spotlight", "brightness"),
@@ -174,20 +173,19 @@ def test_the_answer_that_wins_the_vote_becomes_the_label(
     truth = {asked(text).id: json.dumps(answer) for text, answer in rows}
     given = dict(zip(truth, answers, strict=True))
 
-    @contextmanager
-    def answering(
-        task: TeacherTask, prompts: list[Prompt], how: TeachSettings, seed: int, samples: Callable[[Prompt], list[int]]
-    ) -> Iterator[Iterator[Completion]]:
+    class Teacher:
         """A teacher that is right in so many samples, and else says once more what it said."""
-        assert seed != recipe.seed
-        texts = {prompt.id: [truth[prompt.id]] * right + [given[prompt.id]] * (3 - right) for prompt in prompts}
-        yield (
-            Completion(prompt.id, texts[prompt.id][sample], "stop", 1, 1, 0.1, sample)
-            for prompt in prompts
-            for sample in samples(prompt)
-        )
 
-    monkeypatch.setattr(again, "answering", answering)
+        def complete(
+            self, prompts: list[Prompt], how: TeachSettings, seed: int, samples: Callable[[Prompt], list[int]]
+        ) -> Iterator[Completion]:
+            assert seed != recipe.seed
+            for prompt in prompts:
+                texts = [truth[prompt.id]] * right + [given[prompt.id]] * (3 - right)
+                for sample in samples(prompt):
+                    yield Completion(prompt.id, texts[sample], "stop", 1, 1, 0.1, sample)
+
+    monkeypatch.setattr(again, "opened", lambda task: nullcontext(Teacher()))
     gguf = pico_gguf(tmp_path / "teacher.gguf", "qwen2", seed=3)
     recipe, run = noisy(tmp_path, answers, f'{BARE}action = "ask again"\nsamples = 3', str(gguf))
     stats, suspects, out = curated(recipe, run)
