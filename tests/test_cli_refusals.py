@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,11 +161,9 @@ def test_a_library_that_is_not_installed(
 
 
 def test_a_second_run_on_the_same_folder(finished: Finished) -> None:
-    started = time.monotonic()
     with Run(finished.run).lock():
         message, _ = refused(run(finished), 75)
     assert "is in use by process " in message
-    assert time.monotonic() - started < 2
 
 
 def test_a_changed_recipe(copy: Finished) -> None:
@@ -187,9 +184,7 @@ def test_a_gate_that_is_missed_is_never_hidden_by_what_an_earlier_run_came_to(co
 
 def test_what_was_refused_was_refused_before_anything_began(pico_recipe: Path, tmp_path: Path) -> None:
     (pico_recipe / "eval.jsonl").write_bytes(b"broken\n")
-    started = time.monotonic()
     refused(edgedistill("run", pico_recipe, "--runs", tmp_path / "runs"), 3)
-    assert time.monotonic() - started < 2
     assert not list((tmp_path / "runs").rglob("stage.json"))
 
 
