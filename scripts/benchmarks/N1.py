@@ -73,10 +73,6 @@ high = "they are blocked, money was taken wrongly, safety or data is at risk, or
 """
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
 def write_recipe(folder: Path, count: int) -> Recipe:
     """The recipe with prompts to be written instead of its file."""
     folder.mkdir(parents=True, exist_ok=True)

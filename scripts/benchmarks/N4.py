@@ -3,6 +3,10 @@
 `python N4.py --work FOLDER` asks the demo's teacher for its answers, puts another row's answer in the place of one in
 ten, curates these rows with `[curate.noise]`, and trains on what is left and on all of them, `--seeds` times each.
 `--seeds 0` trains nothing and says what curate found.
+
+`python N4.py --gold` needs neither teacher nor student: of all home-commands rows that have a right answer, with one
+answer in ten swapped by each of three seeds, it says how many of the swapped and how many of the good ones are
+suspicious.
 """
 
 from __future__ import annotations
@@ -10,22 +14,26 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from curating import taught_run
 from distilling import RECIPE, Trial, Workshop, options, share_equal
 from measure import finish, note
 
-from edgedistill.records import Completion, Prompt, read_rows
+from edgedistill.curation.noise import LabelNoise, labels_of
+from edgedistill.records import Completion, Prompt, read_prompts, read_rows
 from edgedistill.stages.curate import curate
 from edgedistill.stages.scoring import equal
 from edgedistill.students.encode import EncodedExample
 from edgedistill.students.lessons import hard_lesson
+from edgedistill.vetting import NoiseSettings
 
 STUDENT = "smollm2-135m-instruct"
 WRONG, SEED = 0.1, 4
@@ -41,9 +49,9 @@ action = "drop"
 """
 
 
-def with_wrong(answers: dict[str, str]) -> tuple[dict[str, str], set[str]]:
+def with_wrong(answers: dict[str, str], seed: int = SEED) -> tuple[dict[str, str], set[str]]:
     """The answers, one in ten of which is another row's that says something else; whose they are."""
-    source = random.Random(SEED)
+    source = random.Random(seed)
     names = sorted(answers)
     wrong = set(source.sample(names, int(WRONG * len(names))))
     others = [answers[name] for name in names]
@@ -75,6 +83,37 @@ def found_of(gone: dict[str, str], wrong: set[str], count: int) -> dict[str, Any
     }
 
 
+def gold() -> dict[str, tuple[str, str]]:
+    """Text and right answer of every row of the demo that has one, by prompt id."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in ("eval.jsonl", "edge.jsonl"):
+        rows = read_prompts(RECIPE.with_name(name))
+        found |= {one.id: (one.text, json.dumps(one.expected)) for one in rows}
+    for _, row in read_rows(RECIPE.with_name("examples.jsonl")):
+        asked, answered = row["messages"]
+        found[f"example: {asked['content']}"] = asked["content"], answered["content"]
+    return found
+
+
+def tell_gold(seeds: Sequence[int] = (0, 1, 2)) -> None:
+    """The share of swapped answers that are suspicious, and that of the others."""
+    rows = gold()
+    names = list(rows)
+    shares: dict[str, list[float]] = {"found": [], "good_suspected": []}
+    for seed in seeds:
+        given, wrong = with_wrong({name: answer for name, (_, answer) in rows.items()}, seed)
+        noise = LabelNoise(NoiseSettings().times)
+        for name, (text, _) in rows.items():
+            noise.add(name, text, labels_of(given[name]))
+        suspects = {names[one.row] for one in noise.ranked()}
+        shares["found"].append(len(suspects & wrong) / len(wrong))
+        shares["good_suspected"].append(len(suspects - wrong) / (len(rows) - len(wrong)))
+        note(f"seed {seed}: {shares['found'][-1]:.1%} of the swapped, {shares['good_suspected'][-1]:.1%} of the others")
+    value = {name: round(100 * fmean(found), 1) for name, found in shares.items()}
+    holds = value["found"] > value["good_suspected"]
+    finish("N4", value, {"found": "above good_suspected"}, holds, peer="none", unit="%", n=len(rows), seeds=len(seeds))
+
+
 class _Shop(Workshop):
     """The workshop with other answers than the teacher's, and with some of the rows."""
 
@@ -90,6 +129,8 @@ class _Shop(Workshop):
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--gold"]:
+        return tell_gold()
     args = options(__doc__, rows=1000, epochs=4, ways=("curated", "all"))
     shop = _Shop(STUDENT, args)
     rows = shop.rows

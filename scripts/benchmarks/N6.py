@@ -36,6 +36,7 @@ def copied(work: Path, is_small: bool) -> Path:
     folder = work / "recipe"
     if folder.is_dir():
         return folder
+    work.mkdir(parents=True, exist_ok=True)
     shutil.copytree(RECIPE, folder)
     text = (folder / "recipe.toml").read_text(encoding="utf-8")
     for old, new in SMALL.items() if is_small else ():
@@ -78,6 +79,7 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
+        work = work / "small" if options.small else work  # it is never taken for the whole
         folder = copied(work, options.small)
         run = ran(folder, work / "runs")
         recipe = load_recipe(folder)

@@ -6,7 +6,8 @@ of them with every seed, for as many epochs. Scored is the final number on the r
 The untrained student is asked with its own short prompt and with all that the teacher is shown; what counts is the
 better one.
 
-Small form: `--seeds 1 --rows 60 --eval 20`. With `--work DIR`, a benchmark that was killed goes on where it was.
+Small form: `--seeds 1 --rows 60 --eval 20`, whose figure never holds. With `--work DIR`, a benchmark that was
+killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from statistics import fmean
 from typing import Any
 
 from measure import finish, note
-from recipe_students import answered, cut_recipe, mean_score, run_until, silent, trained
+from recipe_students import answered, cut_recipe, kept_in, mean_score, run_until, silent, trained
 
 from edgedistill.records import read_prompts
 from edgedistill.stages.candidates import base_candidates, teacher_candidates
 from edgedistill.stages.scoring import wilson
 
 RECIPE = "reasoning-math"
+WHOLE = (400, 100)  # problems to learn from, and those that are scored
+SEEDS = 3
 GAIN = 15.0  # points above the untrained student
 KEEP = '[curate]\nreasoning = "keep"\n'
 ARMS = {"traces": {"[curate]\n": KEEP}, "answers": {"[curate]\n": KEEP.replace("keep", "strip")}}
@@ -33,13 +36,13 @@ ARMS = {"traces": {"[curate]\n": KEEP}, "answers": {"[curate]\n": KEEP.replace("
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=400, help="problems to learn from")
-    parser.add_argument("--eval", type=int, default=100, help="problems that are scored")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--rows", type=int, default=WHOLE[0], help="problems to learn from")
+    parser.add_argument("--eval", type=int, default=WHOLE[1], help="problems that are scored")
     parser.add_argument("--work", type=Path, help="a folder to go on in")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        measure(given, given.work or Path(scratch))
+        measure(given, kept_in(given.work or Path(scratch), (given.rows, given.eval), WHOLE))
 
 
 def measure(given: argparse.Namespace, work: Path) -> None:
@@ -79,12 +82,13 @@ def tell(given: argparse.Namespace, found: dict[str, Any], curated: dict[str, An
     untrained = max(found["untrained"].values())
     gain = fmean(found["traces"]) - untrained
     better = sum(one > other for one, other in zip(found["traces"], found["answers"], strict=True))
+    is_whole = (given.rows, given.eval) == WHOLE and given.seeds >= SEEDS
     right = round(fmean(found["traces"]) * given.eval / 100)
     finish(
         "N7",
         {"gain": round(gain, 1), "traces_better": better},
         {"gain": GAIN, "traces_better": given.seeds},
-        gain >= GAIN and better == given.seeds,
+        is_whole and gain >= GAIN and better == given.seeds,
         peer="the untrained student (the better of two prompts); the same answers without their traces",
         unit="points of right answers; seeds in which traces are better",
         n=given.eval,

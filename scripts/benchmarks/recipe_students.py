@@ -30,13 +30,18 @@ from edgedistill.students import TrainingData, TrainStep, load_student
 from edgedistill.students.encode import Encoder
 from edgedistill.students.merge import merge_adapter
 
-__all__ = ["answered", "cut_recipe", "mean_score", "run_until", "silent", "trained"]
+__all__ = ["answered", "cut_recipe", "kept_in", "mean_score", "run_until", "silent", "trained"]
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
+
+
+def kept_in(work: Path, form: tuple[int, int], whole: tuple[int, int]) -> Path:
+    """Where a measurement of so many prompts and eval rows is kept: a smaller one is never taken for the whole."""
+    return work if form == whole else work / "-".join(map(str, form))
 
 
 def cut_recipe(name: str, folder: Path, rows: tuple[int, int], changes: dict[str, str]) -> Path:
