@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import jinja2
@@ -112,10 +111,8 @@ def test_the_words_of_a_message_are_never_part_of_the_program(text: str) -> None
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_template_ends_within_its_fuel(what: str) -> None:
-    started = time.monotonic()
     with pytest.raises(InvalidInput, match="chat template: ") as caught:
         ChatTemplate(HOSTILE[what]).render([Message("user", "hi")])
-    assert time.monotonic() - started < 5
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 300
 

