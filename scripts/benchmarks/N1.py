@@ -22,25 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from measure import finish, note, teacher_gguf
+from synthesizing import synthetic_recipe, written
 
 from edgedistill.chat import with_system
-from edgedistill.pipeline import RunSettings, run_recipe
-from edgedistill.recipe import Recipe, TeacherSettings, TeachSettings, load_recipe
-from edgedistill.records import Message, Prompt, digest, json_lines, prompt_id, read_prompts, read_rows
+from edgedistill.recipe import Recipe, TeacherSettings, TeachSettings
+from edgedistill.records import Message, Prompt, digest, prompt_id
 from edgedistill.run import file_sha256
 from edgedistill.schema import load_schema
 from edgedistill.similarity import SimilarTexts
 from edgedistill.stages.prompt_source import seeds_of
-from edgedistill.stages.prompts import spread
 from edgedistill.store import Store
 from edgedistill.synthesis import diversity, writing
 from edgedistill.teachers import TeacherTask, load_teacher, preamble
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "support-triage"
-SEEDS = 15
+RECIPE = "support-triage"
 BARS = {"near_duplicates": 0.02, "distinct_3": 1.3, "cells": 15}
 AT_ONCE = 60  # answers to the plain request that are asked for at a time
-SLOTS = 12  # on two cores; the search for the best number would not show in any figure here
 PLAIN = "Write a new ticket."
 TASK = (
     "Support tickets: what customers of an app, a shop, a bank, a parcel service, a maker of gadgets or any other "
@@ -71,37 +68,6 @@ low = "nothing is wrong: a question, a request, a wish, praise"
 medium = "something is wrong or late, but they can go on"
 high = "they are blocked, money was taken wrongly, safety or data is at risk, or it is due today"
 """
-
-
-def write_recipe(folder: Path, count: int) -> Recipe:
-    """The recipe with prompts to be written instead of its file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = (RECIPE / "recipe.toml").read_text(encoding="utf-8")
-    old = '[prompts]\nfile = "prompts.jsonl"\n'
-    assert old in text
-    changed = text.replace(old, TABLE.format(task=json.dumps(TASK), count=count))
-    (folder / "recipe.toml").write_text(changed.replace("[teach]\n", f"[teach]\nslots = {SLOTS}\n"), encoding="utf-8")
-    for name in ("guide.md", "examples.jsonl", "schema.json", "eval.jsonl", "edge.jsonl"):
-        (folder / name).write_bytes((RECIPE / name).read_bytes())
-    rows = read_prompts(RECIPE / "prompts.jsonl")
-    seeds = spread(rows, len(rows), SEEDS)
-    (folder / "seeds.jsonl").write_bytes(json_lines({"messages": [one.messages[0].as_dict()]} for one in seeds))
-    return load_recipe(folder)
-
-
-def ours(folder: Path, work: Path) -> tuple[list[str], dict[str, Any]]:
-    """The texts that a run writes, and what it says of them."""
-    seen: list[int] = []
-
-    def progress(what: str, done: int, total: int) -> None:
-        if what == "writing prompts" and done not in seen:
-            seen.append(done)
-            note(f"ours: {done} of {total}")
-
-    run, _ = run_recipe(folder, RunSettings(runs=work / "runs", offline=True, only="prompts"), progress)
-    rows = [row for _, row in read_rows(run.folder("prompts") / "prompts.jsonl")]
-    texts = [row["messages"][0]["content"] for row in rows if row.get("_ed", {}).get("source") == "synthesized"]
-    return texts, run.summary("prompts")["synthesized"]
 
 
 def plain_loop(recipe: Recipe, work: Path, count: int) -> list[str]:
@@ -173,8 +139,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
-        recipe = write_recipe(work / "recipe", options.count)
-        mine, told = ours(work / "recipe", work)
+        table = TABLE.format(task=json.dumps(TASK), count=options.count)
+        recipe = synthetic_recipe(RECIPE, work / "recipe", table)
+        mine, told = written(work / "recipe", work / "runs")
         theirs = plain_loop(recipe, work, len(mine))
         found = {name: measured(recipe, texts, work) for name, texts in (("ours", mine), ("plain", theirs))}
     ratio = found["ours"]["distinct_3"] / found["plain"]["distinct_3"]

@@ -1,4 +1,4 @@
-"""What N7 and N8 share: a recipe cut to fewer rows, its stages one by one, and students trained on what it curated.
+"""What N2, N7 and N8 share: a recipe cut to fewer rows, its stages one by one, and students trained on what it curated.
 
 All of it is kept in a folder as it comes, so that a stopped measurement goes on.
 """
@@ -24,13 +24,14 @@ from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.records import Message, Prompt, read_prompts
 from edgedistill.run import Run, cores, write_whole
 from edgedistill.stages.imported import base_folder
+from edgedistill.stages.on_offer import device_rule
 from edgedistill.stages.scorers import SCORERS
 from edgedistill.stages.taught import TaughtRows
 from edgedistill.students import TrainingData, TrainStep, load_student
 from edgedistill.students.encode import Encoder
 from edgedistill.students.merge import merge_adapter
 
-__all__ = ["answered", "cut_recipe", "kept_in", "mean_score", "run_until", "silent", "trained"]
+__all__ = ["RECIPES", "answered", "cut_recipe", "kept_in", "mean_score", "run_until", "silent", "trained"]
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -98,10 +99,10 @@ def trained(recipe: Recipe, run: Run, seed: int, work: Path) -> dict[str, Any]:
 
 
 def answered(gguf: Path, recipe: Recipe, shown: Sequence[Message]) -> dict[str, str]:
-    """A model's greedy answers to the eval rows, by prompt id."""
+    """A model's greedy answers to the eval rows, by prompt id, held to what the recipe holds a device to."""
     prompts = read_prompts(recipe.file(recipe.evaluate.file))
     with (
-        Answerer(gguf, tuple(shown), None, AnswererSettings(cores())) as answerer,
+        Answerer(gguf, tuple(shown), device_rule(recipe), AnswererSettings(cores())) as answerer,
         closing(answerer.complete(prompts, Sampling(recipe.evaluate.max_tokens), recipe.teach.slots)) as completions,
     ):
         return {one.prompt_id: one.text for one in completions}
