@@ -33,7 +33,7 @@ from .stages.imported import require_prunable
 from .stages.judging import judge_teacher
 from .stages.lengths import require_timed
 from .stages.offers import require_tools
-from .stages.on_offer import as_shown
+from .stages.on_offer import shown_to
 from .stages.parity import day_note, require_safe_template
 from .stages.privacy import require_private
 from .stages.prompt_source import longest_source_prompt
@@ -285,7 +285,7 @@ def _student(recipe: Recipe, run: Run) -> str:
     stays += day_note(template, recipe.student.system) + require_switch(template, recipe.student.thinking)
     if identity.format == "gguf":
         return f"{require_importable(identity.path)}, to be imported from a GGUF{stays}"
-    longest = as_shown(recipe, longest_source_prompt(recipe), "student")
+    longest = shown_to(recipe, "student")(longest_source_prompt(recipe))
     asked = parts(longest)
     turns = woven(longest.messages, [Message("assistant", "yes")] * len(asked))
     row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns), longest.tools))
@@ -296,8 +296,10 @@ def _student(recipe: Recipe, run: Run) -> str:
             f"({recipe.teach.max_tokens}) exceed train.max_length ({recipe.train.max_length}): {longest.text[:60]!r}",
             "Raise train.max_length, or shorten the prompt.",
         )
+    steps = f" (and up to {recipe.tools.steps} answers with calls, and their results, which are not counted)"
+    uncounted = steps if recipe.tools.are_run else ""
     writer = "by a llama.cpp checkout" if run.llama_cpp else require_writable(identity.path)
-    return f"{writer}; the longest prompt is {row.start} tokens{stays}"
+    return f"{writer}; the longest prompt is {row.start} tokens{uncounted}{stays}"
 
 
 def _loss(recipe: Recipe, run: Run) -> str:

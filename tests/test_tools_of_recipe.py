@@ -22,17 +22,19 @@ from edgedistill.llamacpp.grammar import Grammar
 from edgedistill.llamacpp.model import LlamaModel
 from edgedistill.messages import Message, ToolCall, messages_of, with_calls
 from edgedistill.pipeline import RunSettings, run_recipe, stage_keys
+from edgedistill.preflight import check
 from edgedistill.recipe import load_recipe
 from edgedistill.records import Prompt, json_lines, read_prompts, read_rows
 from edgedistill.run import Run
 from edgedistill.stages.answering import package_subject, runtime_of
 from edgedistill.stages.offers import require_tools
-from edgedistill.stages.on_offer import as_shown, is_fine, recipe_tools, teacher_rule
+from edgedistill.stages.on_offer import is_fine, recipe_tools, shown_to, teacher_rule
 from edgedistill.stages.package import verify
 from edgedistill.stages.scoring import same_calls
 from edgedistill.stages.tool_calls import fault, said
 from edgedistill.teachers.vocabulary import Vocabulary
 
+OWN = {"messages": [{"role": "user", "content": "Is it late?"}], "tools": [NOW]}
 PLAIN = "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}"
 ALLOWED = st.one_of(
     st.tuples(st.sampled_from(["hall", "all"]), st.booleans()).map(lambda a: ("light", {"room": a[0], "on": a[1]})),
@@ -195,18 +197,48 @@ def write_tools_recipe(folder: Path, models: PicoModels) -> Path:
 
 
 def test_rows_get_the_tools_of_the_recipe_unless_they_bring_their_own(folder: Path, tmp_path: Path) -> None:
-    own = {"messages": [{"role": "user", "content": "Is it late?"}], "tools": [NOW]}
-    (folder / "prompts.jsonl").write_bytes(rows(PROMPTS[:2]) + json_lines([own]))
+    (folder / "prompts.jsonl").write_bytes(rows(PROMPTS[:2]) + json_lines([{**OWN, "tools": [NOW, LIGHT]}]))
     run, _ = run_recipe(folder, RunSettings(runs=tmp_path / "runs", offline=True, only="prompts"), silent)
     found = read_prompts(run.folder("prompts") / "prompts.jsonl")
-    assert [prompt.tools for prompt in found] == [TOOLS, TOOLS, (NOW,)]
+    assert [prompt.tools for prompt in found] == [TOOLS, TOOLS, (NOW, LIGHT)]
     recipe = load_recipe(folder)
     plain = Prompt("p", (Message("user", "Hi"),))
-    assert as_shown(recipe, plain, "teacher").tools == TOOLS
-    assert as_shown(recipe, plain, "student").tools == ()
-    assert as_shown(recipe, found[-1], "student").tools == (NOW,)
+    assert shown_to(recipe, "teacher")(plain).tools == TOOLS
+    assert shown_to(recipe, "student")(plain).tools == ()
+    assert shown_to(recipe, "student")(found[-1]).tools == (NOW, LIGHT)
     edit(folder / "recipe.toml", "student = false\n", "")
-    assert as_shown(load_recipe(folder), plain, "student").tools == TOOLS
+    assert shown_to(load_recipe(folder), "student")(plain).tools == TOOLS
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "eval.jsonl"])
+def test_a_row_with_other_tools_than_answers_are_held_to_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    recipe, run = load_recipe(folder), Run(tmp_path / "run", offline=True)
+    before = (folder / name).read_bytes()
+    (folder / name).write_bytes(b"\n" + before + json_lines([OWN]))
+    line = before.count(b"\n") + 2
+    with pytest.raises(
+        InvalidInput, match=rf"{name}:{line}: the row 'Is it late\?' brings other tools than tools.file"
+    ):
+        require_tools(recipe, run)
+    row = read_prompts(folder / name)[-1]
+    with pytest.raises(InvalidInput, match="brings other tools than"):
+        shown_to(recipe, "teacher")(row)
+
+
+def test_where_nobody_is_held_a_row_may_bring_its_own_tools(folder: Path, tmp_path: Path) -> None:
+    (folder / "prompts.jsonl").write_bytes(rows(PROMPTS[:2]) + json_lines([OWN]))
+    server = load_recipe(folder).teacher.model_copy(update={"backend": "openai", "url": "http://127.0.0.1:1/v1"})
+    recipe = load_recipe(folder).model_copy(update={"teacher": server, "teachers": (server,)})
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"constrained": False})})
+    assert require_tools(recipe, Run(tmp_path / "run", offline=True)).startswith("2 tools, in different sets")
+    row = read_prompts(folder / "prompts.jsonl")[-1]
+    assert shown_to(recipe, "student")(row).tools == (NOW,)
+
+
+def test_the_file_of_tools_is_read_once_and_not_for_every_row(folder: Path) -> None:
+    look = shown_to(load_recipe(folder), "student")
+    (folder / "tools.json").unlink()
+    assert {look(prompt).tools for prompt in read_prompts(folder / "prompts.jsonl")} == {()}
 
 
 def test_an_answer_is_valid_by_the_tools_on_offer(folder: Path) -> None:
@@ -228,6 +260,16 @@ def test_check_looks_at_the_tools_of_a_recipe(folder: Path, tmp_path: Path) -> N
         (folder / "tools.json").write_text(text, encoding="utf-8")
         with pytest.raises(InvalidInput, match=rf"tools\.json: {problem}"):
             require_tools(load_recipe(folder), run)
+
+
+def test_check_says_that_calls_on_the_way_are_not_counted(folder: Path, tmp_path: Path) -> None:
+    def student() -> str:
+        findings = check(load_recipe(folder), Run(tmp_path / "run", offline=True))
+        return next(one.found for one in findings if one.what == "student")
+
+    assert "not counted" not in student()
+    edit(folder / "recipe.toml", 'file = "tools.json"\n', 'file = "tools.json"\nresults = "teacher"\nsteps = 3\n')
+    assert " tokens (and up to 3 answers with calls, and their results, which are not counted)" in student()
 
 
 def test_a_student_whose_template_shows_no_tools_must_learn_them(folder: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ..teachers.streaming import StreamedModel, StreamingTask
 from .candidates import Candidate, answering, greedy, quant_candidates, teacher_candidates
 from .latency import CONFIDENCE, PAIRS, bounds, drift, needed, percentiles, plan_for, ratio_of_medians
 from .lengths import of_length, recipe_prompts, timed_prompts
-from .on_offer import as_shown, device_rule, held_to
+from .on_offer import device_rule, held_to, shown_to
 from .turns import Contender, Rules, Timed, Timing, fit_together, take_turns
 
 __all__ = ["Trial", "bench", "compare", "make_trial", "time_all"]
@@ -47,12 +47,12 @@ class Trial:
     gpu_layers: int = -1
     scratch: Path | None = None
     """Where prefix states may be kept, if anywhere."""
-    shown: Callable[[Prompt, Literal["teacher", "student"]], Prompt] | None = None
+    shown_to: Callable[[Literal["teacher", "student"]], Callable[[Prompt], Prompt]] | None = None
     """A prompt as a teacher or a student sees it; left out, both see it as it is."""
 
     def asked(self, person: Candidate) -> Sequence[Prompt]:
         """The prompts as a candidate sees them."""
-        return self.prompts if self.shown is None else [self.shown(one, person.prompt) for one in self.prompts]
+        return self.prompts if self.shown_to is None else list(map(self.shown_to(person.prompt), self.prompts))
 
     @property
     def threads(self) -> int:
@@ -93,7 +93,7 @@ def make_trial(
     seed = recipe.seed if recipe else 0
     prompts = timed_prompts(source, settings, seed, str(recipe.path) if recipe else people[0].name)
     if recipe is not None:  # a stated length is of what the student sees
-        prompts = [as_shown(recipe, prompt, "student") for prompt in prompts]
+        prompts = list(map(shown_to(recipe, "student"), prompts))
     evaluated = recipe.evaluate if recipe else EvaluateSettings()
     return Trial(
         settings,
@@ -103,7 +103,7 @@ def make_trial(
         seed,
         recipe.teach.gpu_layers if recipe else -1,
         scratch,
-        partial(as_shown, recipe) if recipe else None,
+        partial(shown_to, recipe) if recipe else None,
     )
 
 

@@ -32,7 +32,7 @@ from .candidates import (
 )
 from .contamination import refuse_contamination
 from .dialogue import Ask, conversed
-from .on_offer import as_shown, device_rule, held_to, is_fine, ran_by
+from .on_offer import device_rule, held_to, is_fine, ran_by, shown_to
 from .scorer_desk import Desk
 from .scorers import agreed, scored
 from .scoring import outcomes, result_rows, summary
@@ -141,7 +141,8 @@ def _answers(
     store, place = kept_in
     rule = held_to(device_rule(recipe), person.asked)
     held = _Kept(store, _identity(recipe, person, rule, place.run))
-    shown = {prompt.id: as_shown(recipe, prompt, person.prompt) for prompt in prompts}
+    look = shown_to(recipe, person.prompt)
+    shown = {prompt.id: look(prompt) for prompt in prompts}
     todo = [prompt for prompt in shown.values() if held.get(prompt) is None]
     if todo:
         opened_by = _of_gguf if person.asked is None else _of_backend

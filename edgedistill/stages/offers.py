@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from ..llamacpp.call_grammar import calls_rule
 from ..llamacpp.grammar import require_decodable
 from ..models import identify
 from ..recipe import Recipe
-from ..records import Prompt, Tool, iter_prompts
+from ..records import Prompt, Tool, iter_prompts, placed_prompts
 from ..run import Run
-from .on_offer import offered, recipe_tools
-from .prompt_source import prompt_source, source_prompts
+from .on_offer import are_held, offered, recipe_tools, require_held
+from .prompt_source import placed_rows, prompt_source, source_prompts
 from .scorers import right_text
 from .tool_calls import checks_of, fault
 from .tool_results import require_results
@@ -34,10 +34,7 @@ def require_tools(recipe: Recipe, run: Run) -> str:
     own = recipe_tools(recipe)
     if own:
         _require_own(recipe, run, own)
-    found = {path: _sets(path, offered(recipe, iter_prompts(path))) for path in recipe.files("evaluate").values()}
-    source = prompt_source(recipe)
-    if source is not None:
-        found[source.path] = _sets(source.path, source_prompts(recipe))
+    found = {recipe.path: {json.dumps(list(own))}} if are_held(recipe) else _found(recipe)
     names = {tool["function"]["name"] for sets in found.values() for text in sets for tool in json.loads(text)}
     if not names:
         return "none"
@@ -53,13 +50,24 @@ def require_tools(recipe: Recipe, run: Run) -> str:
     return f"{len(names)} tools, {sets}{learned}; {require_results(recipe)}"
 
 
-def _require_own(recipe: Recipe, run: Run, tools: Sequence[Tool]) -> None:
+def _found(recipe: Recipe) -> dict[Path, set[str]]:
+    """By file, every set of tools that its rows offer, as JSON."""
+    found = {path: _sets(path, offered(recipe, iter_prompts(path))) for path in recipe.files("evaluate").values()}
+    source = prompt_source(recipe)
+    if source is not None:
+        found[source.path] = _sets(source.path, source_prompts(recipe))
+    return found
+
+
+def _require_own(recipe: Recipe, run: Run, tools: tuple[Tool, ...]) -> None:
     """Whether calls of the recipe's own tools can be decoded, are what the eval rows expect, and the student sees them.
 
-    Raises InvalidInput where not.
+    Raises InvalidInput where not, with file and line where answers to a row would be held to tools that it has not.
     """
     checks_of(json.dumps(list(tools), sort_keys=True))
     require_decodable(calls_rule(tools))
+    for where, row in _rows(recipe) if are_held(recipe) else ():
+        require_held(row, tools, where)
     for path in recipe.files("evaluate").values() if recipe.evaluate.scorer == "tool" else ():
         for row in iter_prompts(path):
             wrong = None if row.expected is None else fault(right_text("tool", row.expected), row.tools or tools)
@@ -73,6 +81,13 @@ def _require_own(recipe: Recipe, run: Run, tools: Sequence[Tool]) -> None:
             f"{recipe.path}: the student's chat template does not write tools",
             "Write student = false in [tools], so that it learns them, or take another student.",
         )
+
+
+def _rows(recipe: Recipe) -> Iterator[tuple[str, Prompt]]:
+    """Every row that is asked, with file and line."""
+    for path in recipe.files("evaluate").values():
+        yield from ((f"{path}:{place.line}", row) for place, row in placed_prompts(path))
+    yield from placed_rows(recipe)
 
 
 def _sets(path: Path, rows: Iterator[Prompt]) -> set[str]:

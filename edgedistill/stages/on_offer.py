@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +13,13 @@ from ..chat import json_instance
 from ..errors import InvalidInput
 from ..llamacpp.call_grammar import CALLS, calls_rule
 from ..recipe import Recipe, TeacherSettings
-from ..records import Prompt, Tool, prompt_id, tools_of
+from ..records import Prompt, Tool, digest, prompt_id, tools_of
 from ..run import file_sha256
 from ..schema import load_schema, schema_validator
 from .tool_calls import fault
 
 __all__ = [
-    "as_shown",
+    "are_held",
     "device_rule",
     "fine_by",
     "held_to",
@@ -28,10 +28,13 @@ __all__ = [
     "offered",
     "ran_by",
     "recipe_tools",
+    "require_held",
+    "shown_to",
     "teacher_rule",
 ]
 
 Rule = dict[str, Any]
+SERVER = "openai"  # the backend that holds calls itself
 
 
 def recipe_tools(recipe: Recipe) -> tuple[Tool, ...]:
@@ -68,13 +71,46 @@ def offered(recipe: Recipe, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         yield _with(prompt, tools) if tools and not prompt.tools else prompt
 
 
-def as_shown(recipe: Recipe, prompt: Prompt, to: Literal["teacher", "student"]) -> Prompt:
-    """A row as a teacher sees it, or a student: where that learns the recipe's tools, without them."""
-    tools = recipe_tools(recipe)
-    if not tools:
-        return prompt
-    whole = prompt if prompt.tools else _with(prompt, tools)
-    return _with(whole, ()) if to == "student" and whole.tools == learned_tools(recipe) else whole
+def shown_to(recipe: Recipe, who: Literal["teacher", "student"]) -> Callable[[Prompt], Prompt]:
+    """What a teacher sees of a row, or a student: where that learns the recipe's tools, the row without them.
+
+    The tools are read once, not for each row. What is returned raises what `require_held` raises.
+    """
+    tools, learned, is_held = recipe_tools(recipe), learned_tools(recipe), are_held(recipe)
+
+    def shown(prompt: Prompt) -> Prompt:
+        if not tools:
+            return prompt
+        if is_held:
+            require_held(prompt, tools, str(recipe.path))
+        whole = prompt if prompt.tools else _with(prompt, tools)
+        return _with(whole, ()) if who == "student" and whole.tools == learned else whole
+
+    return shown
+
+
+def are_held(recipe: Recipe) -> bool:
+    """Whether answers are held to the recipe's tools: those of a teacher on this machine, or the candidates'."""
+    is_local = any(teacher.backend != SERVER for teacher in recipe.teachers)
+    return recipe.tools.file is not None and (is_local or recipe.evaluate.constrained)
+
+
+def require_held(prompt: Prompt, tools: tuple[Tool, ...], where: str) -> None:
+    """Raise InvalidInput where a row brings other tools than those that all answers are held to."""
+    if prompt.tools and not same_tools(prompt.tools, tools):
+        raise InvalidInput(
+            f"{where}: the row {prompt.text[:60]!r} brings other tools than tools.file has, to which answers are held",
+            "Leave the row's tools out, or tools.file; or let a server teach and write evaluate.constrained = false.",
+        )
+
+
+def same_tools(some: Sequence[Tool], others: Sequence[Tool]) -> bool:
+    """Whether both are the same tools, in whatever order.
+
+    >>> same_tools(({"a": 1}, {"b": 2}), ({"b": 2}, {"a": 1})), same_tools(({"a": 1},), ())
+    (True, False)
+    """
+    return sorted(map(digest, some)) == sorted(map(digest, others))
 
 
 def learned_tools(recipe: Recipe) -> tuple[Tool, ...]:
@@ -101,7 +137,7 @@ def device_rule(recipe: Recipe) -> Rule | None:
 
 def held_to(rule: Rule | None, asked: TeacherSettings | None) -> Rule | None:
     """A rule as a backend takes it; a server is given tools with each request, and holds its calls to them itself."""
-    is_server = asked is not None and asked.backend == "openai"
+    is_server = asked is not None and asked.backend == SERVER
     return None if is_server and rule is not None and CALLS in rule else rule
 
 

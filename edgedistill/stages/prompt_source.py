@@ -26,6 +26,7 @@ __all__ = [
     "file_prompts",
     "longest_source_prompt",
     "own_rows",
+    "placed_rows",
     "prompt_row",
     "prompt_source",
     "scrubs",
@@ -80,9 +81,13 @@ class Reading:
 
     def prompts(self) -> Iterator[Prompt]:
         """Every prompt; a bad line is noted, and does not stop those after it."""
+        return (prompt for _, prompt in self.placed())
+
+    def placed(self) -> Iterator[tuple[str, Prompt]]:
+        """The same, each with file and line."""
         for where, problem, prompt in self._own() if is_own(self.source) else self._others():
             if prompt is not None:
-                yield prompt
+                yield where, prompt
             elif problem:
                 self.bad += 1
                 if len(self.problems) < NAMED:
@@ -128,6 +133,17 @@ def source_prompts(recipe: Recipe) -> Iterator[Prompt]:
     """
     yield from file_prompts(recipe)
     yield from seeds_of(recipe)
+
+
+def placed_rows(recipe: Recipe) -> Iterator[tuple[str, Prompt]]:
+    """Every row of the file, then every seed, with file and line: as it is, without what the recipe gives to all."""
+    settings = recipe.prompts
+    found = [] if settings.file is None else [prompt_source(recipe)]
+    if settings.synthesize is not None and settings.synthesize.seeds is not None:
+        found.append(recognised(recipe.file(settings.synthesize.seeds)))
+    for source in found:
+        if source is not None:
+            yield from Reading(source).placed()
 
 
 def file_prompts(recipe: Recipe) -> Iterator[Prompt]:

@@ -19,7 +19,7 @@ from ..teachers.identity import fetch_teacher
 from .dialogue import places
 from .final_answer import thought_and_said
 from .imported import base_folder, pruned
-from .on_offer import as_shown
+from .on_offer import shown_to
 from .prompt_source import source_prompts
 from .scorers import SCORERS
 from .taught import TaughtRows
@@ -78,7 +78,7 @@ def _exam(recipe: Recipe, encoder: Encoder) -> Exam | None:
         return None
     rows = (row for row in iter_prompts(recipe.file(recipe.evaluate.file)) if len(places(row.messages)) == 1)
     asked = [row for row in rows if row.expected is not None][:wanted]
-    shown = [as_shown(recipe, row, "student") for row in asked]
+    shown = map(shown_to(recipe, "student"), asked)
     prompts = [encoder.prompt(with_system(recipe.student.system, row.messages), row.tools) for row in shown]
 
     is_right = SCORERS.get(recipe.evaluate.scorer, SCORERS["exact"])
