@@ -27,6 +27,7 @@ from .stages.again import noise_plan
 from .stages.calibration import asks_calibration, require_odds
 from .stages.combine import verifier_command
 from .stages.dialogue import parts, woven
+from .stages.exam import unmarked
 from .stages.fitting import require_fit
 from .stages.healing import require_healing
 from .stages.imported import require_prunable
@@ -183,12 +184,15 @@ def _too_few(recipe: Recipe) -> str:
 
 def _scorer(recipe: Recipe, run: Run) -> str:
     """Whether the scorer can work: its command is a program, its judge a model that is there."""
-    settings = recipe.evaluate
-    if settings.scorer == "command":
-        return f"{' '.join(scorer_command(recipe))}: {confinement()}"
-    if settings.scorer == "judge":
-        return f"a judge, {_asked(recipe, judge_teacher(recipe), run)}"
-    return f"tests, run as Python: {confinement()}" if settings.scorer == "tests" else settings.scorer
+    found: str = recipe.evaluate.scorer
+    if found == "command":
+        found = f"{' '.join(scorer_command(recipe))}: {confinement()}"
+    elif found == "judge":
+        found = f"a judge, {_asked(recipe, judge_teacher(recipe), run)}"
+    elif found == "tests":
+        found = f"tests, run as Python: {confinement()}"
+    idle = unmarked(recipe)
+    return f"{found}; warning: {idle}" if idle else found
 
 
 def _judge(recipe: Recipe, run: Run) -> str:

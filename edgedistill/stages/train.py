@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..chat import with_system
 from ..recipe import Recipe
-from ..records import iter_prompts
 from ..run import Progress, Run
-from ..students import Estimate, Exam, Report, TrainingData, TrainStep, load_student
+from ..students import Estimate, Report, TrainingData, TrainStep, load_student
 from ..students.alignment import Aligner, require_aligned
 from ..students.encode import Encoder
 from ..students.packed import PackedExamples
 from ..teachers.identity import fetch_teacher
-from .dialogue import places
-from .final_answer import thought_and_said
+from .exam import exam_of, unmarked
 from .imported import base_folder, pruned
-from .on_offer import shown_to
 from .prompt_source import source_prompts
-from .scorers import SCORERS
 from .taught import TaughtRows
 from .tokenizers import SHOWN, aligner_between
 from .tracking import tracked
@@ -35,9 +30,9 @@ def train(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
     encoder = Encoder(base)
     with TaughtRows(recipe, run, encoder, _aligner(recipe, run, base, progress)) as rows:
         train, valid = rows.examples("train"), rows.examples("valid")
-        data = TrainingData(train, valid, recipe.seed, rows.lesson, _exam(recipe, encoder))
+        data = TrainingData(train, valid, recipe.seed, rows.lesson, exam_of(recipe, encoder))
         share = rows.aligned_share(train)
-        warnings = [*_by_text(recipe, train), *([] if share is None else [require_aligned(share)])]
+        warnings = [*_by_text(recipe, train), *([] if share is None else [require_aligned(share)]), unmarked(recipe)]
         student = load_student(recipe.student, base)
         with tracked(run) as passed_on:
             summary = student.train(data, recipe.train, out, _reporter(progress, passed_on))
@@ -69,25 +64,6 @@ def _by_text(recipe: Recipe, train: PackedExamples) -> list[str]:
         f"{train.by_text:,} of {len(train):,} rows were learned by their text alone: no distribution of the teacher's "
         "is stored for them"
     ]
-
-
-def _exam(recipe: Recipe, encoder: Encoder) -> Exam | None:
-    """The first eval prompts with one question and a right answer, as many as are to be answered after each epoch."""
-    wanted = recipe.train.score_prompts
-    if not wanted:
-        return None
-    rows = (row for row in iter_prompts(recipe.file(recipe.evaluate.file)) if len(places(row.messages)) == 1)
-    asked = [row for row in rows if row.expected is not None][:wanted]
-    shown = map(shown_to(recipe, "student"), asked)
-    prompts = [encoder.prompt(with_system(recipe.student.system, row.messages), row.tools) for row in shown]
-
-    is_right = SCORERS.get(recipe.evaluate.scorer, SCORERS["exact"])
-
-    def score(answers: Sequence[Sequence[int]]) -> float:
-        said = (thought_and_said(encoder.text(answer))[1] for answer in answers)
-        return sum(is_right(text, row.expected) for text, row in zip(said, asked, strict=True)) / len(asked)
-
-    return Exam(prompts, encoder.completion("")[-1], recipe.evaluate.max_tokens, score) if asked else None
 
 
 def _reporter(progress: Progress, passed_on: Callable[[TrainStep], None]) -> Report:
