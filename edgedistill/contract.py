@@ -146,7 +146,7 @@ class EvaluateSettings(Table):
     """Decode every candidate under the schema's grammar, as the packaged server does."""
     max_tokens: Count = 256
     scorer: Literal[
-        "exact", "json", "label", "regex", "chrf", "f1", "tool", "number", "choice", "tests", "command", "judge"
+        "exact", "json", "label", "regex", "chrf", "f1", "tool", "number", "choice", "tests", "command", "judge", "goal"
     ] = "exact"
     """How an answer is scored, from 0 to 1."""
     right_from: Annotated[StrictFloat, Field(gt=0.0, le=1.0)] = 1.0

@@ -25,6 +25,7 @@ from .stages.package import Rejected
 from .stages.prompt_source import scrubs
 from .stages.rating import rating_teacher
 from .stages.retries import checks
+from .stages.simulated_user import user_teacher
 from .stages.synthesis import overlap, written_by
 from .teachers.identity import fetch_teacher, identify_teacher
 
@@ -61,12 +62,14 @@ def stage_keys(recipe: Recipe, run: Run) -> dict[str, str]:
     for stage in STAGES:
         parts: list[Any] = [key]
         for table in stage.reads:
-            if table == "tools" and not recipe.tools.deciding():
+            if table in ("tools", "user") and not getattr(recipe, table).deciding():
                 continue  # a table of a later version, which says nothing
             parts += [settings_of(recipe, table), contents(recipe, table), models_of(recipe, run, table)]
         parts += [contents(recipe, table) for table in stage.files_of]
         if stage.name == "prompts" and recipe.prompts.synthesize is not None:
             parts += [written_by(recipe, run), contents(recipe, "evaluate"), overlap(recipe)]
+        if stage.name == "prompts" and recipe.user.turns:
+            parts.append([recipe.user.goal, recipe.user.personas])
         if stage.name == "teach" and (recipe.teach.retries or recipe.curate.reasoning == "shorten"):
             parts.append(checks(recipe.curate))
         key = keys[stage.name] = digest(parts)
@@ -80,6 +83,8 @@ def settings_of(recipe: Recipe, table: str) -> Any:
     found: dict[str, Any] = getattr(recipe, table).deciding()
     if table == "curate" and recipe.curate.judge is not None:
         found = {**found, "judge": {key: value for key, value in found["judge"].items() if key not in REACHED_BY}}
+    if table == "user":
+        found = {key: value for key, value in found.items() if key not in REACHED_BY}
     if table == "prompts":  # what is done counts, not whether it was asked for
         found = {key: value for key, value in found.items() if key != "scrub"}
         return {**found, "scrub": True} if scrubs(recipe) else found
@@ -94,6 +99,8 @@ def models_of(recipe: Recipe, run: Run, table: str) -> list[str | None]:
         return [identify(recipe.reference("student"), STUDENT, run.offline).sha256]
     if table == "curate" and recipe.curate.judge is not None:
         return [identify_teacher(recipe, rating_teacher(recipe), run.offline).sha256]
+    if table == "user" and recipe.user.turns:
+        return [identify_teacher(recipe, user_teacher(recipe), run.offline).sha256]
     if table == "evaluate" and recipe.evaluate.judge is not None:
         return [identify_teacher(recipe, judge_teacher(recipe), run.offline).sha256]
     return []
@@ -127,7 +134,8 @@ def fetch_unknown(recipe: Recipe, run: Run, progress: Progress, only: str | None
     tables = {table for stage in STAGES[: NAMES.index(only or NAMES[-1]) + 1] for table in stage.reads}
     tables |= {"teachers"} if recipe.prompts.synthesize is not None else set()
     judges = [rating_teacher(recipe)] if "curate" in tables and recipe.curate.judge is not None else []
-    for teacher in (*(recipe.teachers if "teachers" in tables else ()), *judges):
+    players = [user_teacher(recipe)] if "user" in tables and recipe.user.turns else []
+    for teacher in (*(recipe.teachers if "teachers" in tables else ()), *players, *judges):
         if identify_teacher(recipe, teacher, run.offline).sha256 is None:
             fetch_teacher(recipe, teacher, run.offline, progress)
     if "student" in tables and identify(recipe.reference("student"), STUDENT, run.offline).sha256 is None:

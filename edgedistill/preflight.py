@@ -46,6 +46,7 @@ from .stages.rightness import require_rightness
 from .stages.room import GIGABYTE, require_disk, require_memory, target_bytes
 from .stages.sandbox import confinement, scorer_command
 from .stages.scorers import require_expected
+from .stages.simulated_user import require_user, user_teacher
 from .stages.synthesis import require_synthesis
 from .stages.taught import require_taught
 from .stages.teach import WHOLE, row_count
@@ -204,6 +205,12 @@ def _judge(recipe: Recipe, run: Run) -> str:
     return f"{_asked(recipe, rating_teacher(recipe), run)}; an answer must be worth {judge.least:g}{takes}"
 
 
+def _user(recipe: Recipe, run: Run) -> str:
+    """Who plays the user, and for how long."""
+    found = require_user(recipe)
+    return f"{_asked(recipe, user_teacher(recipe), run)}; {found}" if recipe.user.turns else found
+
+
 def _asked(recipe: Recipe, teacher: TeacherSettings, run: Run) -> str:
     """A model that is asked, as found."""
     require_teacher(teacher)
@@ -234,10 +241,10 @@ def _backends(recipe: Recipe, run: Run) -> str:
 
 
 def _licences(recipe: Recipe, run: Run) -> str:
-    taught = [
-        vet_licence(teacher.licence, "teacher", recipe.accept_license).id
-        for teacher in identify_teachers(recipe, run.offline)
-    ]
+    teachers = identify_teachers(recipe, run.offline)
+    if recipe.user.turns and recipe.user.model is not None:  # what it writes is in the rows, too
+        teachers.append(identify_teacher(recipe, user_teacher(recipe), run.offline))
+    taught = [vet_licence(teacher.licence, "teacher", recipe.accept_license).id for teacher in teachers]
     student = identify(recipe.reference("student"), ("hf", "gguf"), run.offline)
     learnt = vet_licence(student.licence, "student", recipe.accept_license)
     return f"teacher {' and '.join(dict.fromkeys(taught))}, student {learnt.id}"
@@ -293,8 +300,10 @@ def _student(recipe: Recipe, run: Run) -> str:
     asked = parts(longest)
     turns = woven(longest.messages, [Message("assistant", "yes")] * len(asked))
     row = Encoder(identity.path).example(Example(longest.id, with_system(recipe.student.system, turns), longest.tools))
-    answers = len(asked) + recipe.teach.retries
-    if row.start + answers * recipe.teach.max_tokens + recipe.teach.retries * TOLD > recipe.train.max_length:
+    user = recipe.user
+    answers = len(asked) + recipe.teach.retries + user.turns
+    heard = recipe.teach.retries * TOLD + user.turns * user.max_tokens
+    if row.start + answers * recipe.teach.max_tokens + heard > recipe.train.max_length:
         raise InvalidInput(
             f"{recipe.path}: the longest prompt ({row.start} tokens) and {answers} x teach.max_tokens "
             f"({recipe.teach.max_tokens}) exceed train.max_length ({recipe.train.max_length}): {longest.text[:60]!r}",
@@ -327,6 +336,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "eval set": _eval,
     "scorer": _scorer,
     "backends": _backends,
+    "user": _user,
     "answers": _several,
     "judge": _judge,
     "wrong labels": noise_plan,

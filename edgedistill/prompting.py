@@ -1,4 +1,4 @@
-"""The tables of a recipe that say what is asked: prompts that are there or written by a teacher, tools on offer."""
+"""The tables of a recipe that say what is asked: prompts, there or written by a teacher; tools on offer; the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from .tables import LATER, Count, RecipeFile, Share, Table
 
-__all__ = ["ColumnSettings", "PromptsSettings", "SynthesizeSettings", "ToolsSettings"]
+__all__ = ["ColumnSettings", "PromptsSettings", "SynthesizeSettings", "ToolsSettings", "UserSettings"]
 
 Format = Literal["rows", "openai", "sharegpt", "alpaca", "columns", "log", "text"]
 IN_A_CELL = 2  # prompts, at the least, that there must be for each combination
@@ -165,4 +165,38 @@ class ToolsSettings(Table):
     def has_file(self) -> ToolsSettings:
         if self.file is None and self.deciding():
             raise ValueError("the other keys of [tools] need file, which names the tools")
+        return self
+
+
+class UserSettings(Table):
+    """A model that plays the user, and goes on with each conversation until its goal is reached."""
+
+    turns: Annotated[StrictInt, Field(ge=0, le=30), LATER] = 0
+    """Messages at the most that it writes behind those of a row; 0 is none: an answer ends the conversation."""
+    goal: Annotated[str | None, Field(min_length=1), LATER] = None
+    """What the user wants, in rows that bring no `goal` of their own."""
+    personas: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], LATER] = ()
+    """Who the user is, one of these by seed and row, in rows that bring no `persona` of their own."""
+    temperature: Annotated[StrictFloat, Field(ge=0.0), LATER] = 0.7
+    """Of what the user says; evaluate takes the most probable."""
+    max_tokens: Annotated[Count, LATER] = 120
+    """Longest message of the user, with what stands around it."""
+    model: Annotated[str | None, LATER] = None
+    """Who plays it, where it is not the first teacher."""
+    backend: Annotated[Literal["llamacpp", "transformers", "mlx", "openai"], LATER] = "llamacpp"
+    url: Annotated[str | None, LATER] = None
+    """For `openai`: where the server's API begins."""
+    api_key_env: Annotated[str, LATER] = "OPENAI_API_KEY"
+    """For `openai`: the environment variable that holds the key."""
+    plain_http: Annotated[StrictBool, LATER] = False
+    """For `openai`: allow http to another machine."""
+    licence: Annotated[str | None, LATER] = None
+    """For `openai`: the licence of the server's model."""
+
+    @model_validator(mode="after")
+    def is_one_model(self) -> UserSettings:
+        if self.model is None and self.model_fields_set & {"backend", "url", "api_key_env", "plain_http", "licence"}:
+            raise ValueError("backend and url belong to a model of its own: name it")
+        if (self.backend == "openai") != (self.url is not None):
+            raise ValueError("url belongs to the 'openai' backend, which needs it")
         return self

@@ -24,7 +24,7 @@ from .contract import AcceptSettings, BenchSettings, EvaluateSettings, QuantizeS
 from .errors import InvalidInput
 from .explain import explained, refuse_secrets
 from .learning import StudentSettings, TrainSettings
-from .prompting import PromptsSettings, ToolsSettings
+from .prompting import PromptsSettings, ToolsSettings, UserSettings
 from .tables import FILE, LATER, Count, Price, RecipeFile, Table
 from .vetting import CurateSettings
 
@@ -43,6 +43,7 @@ __all__ = [
     "TeacherSettings",
     "ToolsSettings",
     "TrainSettings",
+    "UserSettings",
     "load_recipe",
 ]
 
@@ -162,6 +163,7 @@ class Recipe(Table):
     student: StudentSettings
     prompts: PromptsSettings = PromptsSettings()
     tools: ToolsSettings = ToolsSettings()
+    user: UserSettings = UserSettings()
     teach: TeachSettings = TeachSettings()
     curate: CurateSettings = CurateSettings()
     train: TrainSettings = TrainSettings()
@@ -184,6 +186,22 @@ class Recipe(Table):
             raise ValueError("teach.retries needs curate.right_by or curate.verifier: nothing else tells what is wrong")
         if self.tools.are_run and (self.teach.retries or self.curate.reasoning == "shorten"):
             raise ValueError("tools.results: answers that ran tools are neither tried again nor shortened")
+        if self.user.turns and (self.teach.retries or self.curate.reasoning == "shorten"):
+            raise ValueError("user.turns: answers in a conversation with a user are neither tried again nor shortened")
+        return self
+
+    @model_validator(mode="after")
+    def user_can_go_on(self) -> Recipe:
+        several = self.teach.samples * len(self.teachers) > 1
+        if self.user.turns and several and self.curate.combine in ("vote", "agree"):
+            raise ValueError(
+                f"user.turns: conversations differ, none can {self.curate.combine} for another; write combine = "
+                "'best', 'shortest' or 'union'"
+            )
+        if self.user.turns and self.tools.file is not None and not self.tools.are_run:
+            raise ValueError("user.turns: a user waits for what comes of a call: say in tools.results how it is run")
+        if self.evaluate.scorer == "goal" and not self.user.turns:
+            raise ValueError("evaluate.scorer = 'goal' is told by who plays the user: write turns in [user]")
         return self
 
     @model_validator(mode="before")

@@ -1,7 +1,7 @@
 """What passes between the stages: plain frozen values, and JSON lines in and out.
 
 A row on disk is the field's chat row: `{"messages": [{"role", "content"}], "tools": [...]}`. Our own fields are either
-the documented `expected`, `tags` and `must_pass`, or stand under the one key `_ed`.
+the documented `expected`, `tags`, `must_pass`, `goal` and `persona`, or stand under the one key `_ed`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from .errors import InvalidInput
 from .messages import Message, Tool, ToolCall, messages_of, tools_of
 
 __all__ = [
+    "DONE",
     "FILE_TYPES",
+    "TURN_LIMIT",
     "Completion",
     "Example",
     "Message",
@@ -84,7 +86,8 @@ FILE_TYPES = {
     "Q1_0": 40,
     "Q2_0": 41,
 }
-ROW_KEYS = {"messages", "expected", "tags", "must_pass", "tools", "_ed"}
+ROW_KEYS = {"messages", "expected", "tags", "must_pass", "tools", "goal", "persona", "_ed"}
+DONE, TURN_LIMIT = "done", "turn limit"  # how a simulated user leaves that has what it wants; or may ask no more
 FRAME = len('{"messages":[{"role":"user","content":""}]}')  # a row has at least these bytes besides its text
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
 
@@ -102,6 +105,10 @@ class Prompt:
     """Where it is from: what its row has under `_ed`."""
     tools: tuple[Tool, ...] = ()
     """On offer in this conversation."""
+    goal: str = ""
+    """What the user wants of it, where a simulated user goes on with it; "" where it ends with the answer."""
+    persona: str = ""
+    """Who that user is."""
 
     @property
     def text(self) -> str:
@@ -133,7 +140,10 @@ class Completion:
     targets: bytes | None = None
     answers: dict[str, float] | None = None
     steps: tuple[Message, ...] = ()
-    """Calls of tools and their results between the prompt and this answer; a store keeps them by themselves."""
+    """What was said between the prompt and this answer: calls of tools and their results, and where a simulated user
+    goes on with the conversation, its turns and the answers to them; a store keeps them by themselves."""
+    ended: str = ""
+    """How such a user left: `DONE`, `TURN_LIMIT`, or what it did instead; "" without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +298,11 @@ def prompt_of(where: str, row: dict[str, Any]) -> Prompt:
         raise InvalidInput(f"{where}: tags must be a list of texts", 'Write "tags": ["curt"].')
     if not isinstance(row.get("must_pass", False), bool):
         raise InvalidInput(f"{where}: must_pass must be true or false", 'Write "must_pass": true.')
-    if row.get("must_pass") and row.get("expected") is None:
+    player = {key: row.get(key) or "" for key in ("goal", "persona")}
+    for key, value in player.items():
+        if not isinstance(value, str):
+            raise InvalidInput(f"{where}: {key} must be a text", f'Write "{key}": "...".')
+    if row.get("must_pass") and row.get("expected") is None and not player["goal"]:
         raise InvalidInput(f"{where}: must_pass without an expected answer", "Write the right answer as expected.")
     return Prompt(
         id=prompt_id(messages, tools),
@@ -298,6 +312,7 @@ def prompt_of(where: str, row: dict[str, Any]) -> Prompt:
         must_pass=row.get("must_pass", False),
         lineage=row.get("_ed"),
         tools=tools,
+        **player,
     )
 
 

@@ -17,6 +17,7 @@ from .sensitive import find
 __all__ = ["Names", "scrubbed", "texts_of"]
 
 
+WRITTEN = ("messages", "expected", "goal", "persona")  # of a row, what people or models wrote
 KEPT = ("role", "id", "tool_call_id", "name", "type")  # what a program reads, and nobody wrote
 
 
@@ -55,10 +56,11 @@ class Names:
 def scrubbed(row: Mapping[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
     """A row with every text replaced that people or models wrote, and how much of each kind was.
 
-    The texts are those of messages and tool calls, `expected`, and under `_ed` the system text and the answer.
+    The texts are those of messages and tool calls, `expected`, `goal` and `persona`, and under `_ed` the system text
+    and the answer.
     """
     names = Names()
-    made = {key: _inside(value, names) if key in ("messages", "expected") else value for key, value in row.items()}
+    made = {key: _inside(value, names) if key in WRITTEN else value for key, value in row.items()}
     own = made.get("_ed")
     if isinstance(own, Mapping):
         made["_ed"] = {key: _inside(one, names) if key in ("system", "answer") else one for key, one in own.items()}
@@ -66,10 +68,11 @@ def scrubbed(row: Mapping[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
 
 
 def texts_of(prompt: Prompt) -> Iterator[str]:
-    """All that a teacher would be shown of a prompt."""
+    """All that a teacher would be shown of a prompt, as who answers or as who plays the user."""
     for message in prompt.messages:
         yield message.content
         yield from (call.arguments for call in message.tool_calls)
+    yield from (text for text in (prompt.goal, prompt.persona) if text)
 
 
 def _inside(value: Any, names: Names) -> Any:

@@ -20,6 +20,8 @@ Rule = Literal[
     "secret",
     "personal data",
     "wrong language",
+    "turn limit",
+    "user gave up",
 ]
 
 

@@ -24,10 +24,11 @@ from edgedistill.records import Message, Prompt, json_lines
 from edgedistill.report.rows import result_rows
 from edgedistill.run import Run
 from edgedistill.stages.contamination import refuse_contamination
-from edgedistill.stages.judging import SPECIAL, judge_teacher, judged
+from edgedistill.stages.judging import judge_teacher, judged
 from edgedistill.stages.sandbox import Confined, checked, confinement, readable, score_confined, scorer_command
 from edgedistill.stages.scorer_desk import Desk
 from edgedistill.stages.scorers import SCORERS, require_expected, scored
+from edgedistill.stages.second_model import SPECIAL
 from edgedistill.store import Store
 
 SETTINGS = EvaluateSettings(scorer="command", command=("check.py",), command_seconds=2.0, command_memory_mb=512)

@@ -28,9 +28,10 @@ from edgedistill.stages import teach
 from edgedistill.stages.combine import Answered
 from edgedistill.stages.dialogue import conversed
 from edgedistill.stages.rightness import faults
+from edgedistill.stages.steps import in_steps, keep, kept
 from edgedistill.stages.tool_calls import said
 from edgedistill.stages.tool_results import loop_of, recorded, require_results
-from edgedistill.stages.trajectories import Call, Loop, all_calls, keep, kept, running, scored_text
+from edgedistill.stages.trajectories import Call, Loop, all_calls, scored_text
 from edgedistill.stages.turn_rules import turns_of
 from edgedistill.store import Store
 
@@ -85,7 +86,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def run_through(script: Script, runner: Runner, store: Store, *prompts: Prompt, steps: int = 3) -> list[Completion]:
     loop = Loop(runner.run, "me", steps, store)
-    pair = running((script.ask, script.ask), lambda prompt: (0,), loop)
+    pair = in_steps((script.ask, script.ask), lambda prompt: (0,), loop)
     with closing(conversed(prompts, 1, pair, Kept())) as answers:
         return list(answers)
 
@@ -126,10 +127,10 @@ def test_only_the_samples_that_are_wanted_go_on(store: Store) -> None:
     def second(prompts: Iterator[Prompt]) -> Iterator[Completion]:
         return (replace(one, sample=1) for one in script.ask(prompts))
 
-    ask, _ = running((second, script.ask), lambda prompt: (1,), loop)
+    ask, _ = in_steps((second, script.ask), lambda prompt: (1,), loop)
     assert [(one.text, one.sample) for one in ask(iter([asks("late?")]))] == [("It is ten.", 1)]
     assert len(script.asked) == 2
-    ask, _ = running((second, script.ask), lambda prompt: (), loop)
+    ask, _ = in_steps((second, script.ask), lambda prompt: (), loop)
     assert not list(ask(iter([asks("late?")])))
     assert len(script.asked) == 2, "what is there is not asked again"
 
@@ -184,7 +185,7 @@ def test_a_tool_that_failed_and_then_worked_is_not_ignored(store: Store) -> None
     runner = Runner()
     loop = Loop(lambda some: [next(calls) for _ in some], "me", 3, store)
     script = Script({"late?": [called("now"), called("now"), "It is ten."]})
-    (answer,) = running((script.ask, script.ask), lambda prompt: (0,), loop)[0](iter([asks("late?")]))
+    (answer,) = in_steps((script.ask, script.ask), lambda prompt: (0,), loop)[0](iter([asks("late?")]))
     settings = ToolsSettings(file="tools.json", results="teacher", steps=3)
     assert [found for _, found in turns_of(asks("late?"), Answered(0, answer), None, settings)] == [None]
     assert runner.ran == []

@@ -20,8 +20,9 @@ from ..report.wording import duration
 from ..run import Progress, Run, orderly_stop, stop_if_asked
 from ..stages.candidates import teacher_names
 from ..stages.keys import AnswerKeys, given_answers, teacher_identity
-from ..stages.on_offer import teacher_rule
+from ..stages.on_offer import goes_in_steps, teacher_rule
 from ..stages.prompt_source import source_prompts
+from ..stages.simulated_user import player_identity
 from ..stages.stored_answers import STORE, prompts_file
 from ..store import Store
 from ..teachers import Teacher, TeacherTask, load_teacher, preamble
@@ -72,7 +73,12 @@ def show_estimate(
             for teacher, name in zip(loaded.teachers, teacher_names(loaded), strict=True)
         ]
     if as_json:
-        total = {"seconds": sum(one.seconds for one in found), "bytes": sum(one.bytes for one in found)}
+        counted = "first answers" if goes_in_steps(loaded) else "answers"
+        total = {
+            "counted": counted,
+            "seconds": sum(one.seconds for one in found),
+            "bytes": sum(one.bytes for one in found),
+        }
         click.echo(json.dumps({"recipe": loaded.name, "teachers": [asdict(one) for one in found], **total}))
         return
     for one in found:
@@ -81,6 +87,16 @@ def show_estimate(
         click.echo("Near-duplicates among the rows are not taken off: edgedistill prompts does that.")
         if written := _to_be_written(loaded, run):
             click.echo(f"{written} of the rows are still to be written; those that are there stood for them.")
+    if goes_in_steps(loaded):
+        click.echo(f"First answers alone are counted{_beyond(loaded)}.")
+
+
+def _beyond(recipe: Recipe) -> str:
+    """What may come on top of the first answers."""
+    more = [", not what follows calls of tools"] if recipe.tools.are_run else []
+    turns = recipe.user.turns
+    more += [f", not up to {turns} messages of the user a row and the answers to them"] if turns else []
+    return "".join(more)
 
 
 def _are_collected(run: Run) -> bool:
@@ -108,7 +124,9 @@ def _estimated(recipe: Recipe, who: tuple[TeacherSettings, str], where: tuple[Ru
     (settings, name), (run, scratch, progress) = who, where
     identity = fetch_teacher(recipe, settings, run.offline, progress)
     assert identity.sha256 is not None
-    rows, tried = _picked(recipe, run, teacher_identity(recipe, settings, identity.sha256))
+    rows, tried = _picked(
+        recipe, run, teacher_identity(recipe, settings, identity.sha256, player_identity(recipe, run.offline))
+    )
     if not tried:
         return _scaled(recipe, (identity, settings, name), [], (0, 0, 0.0, 0.0))
     task = TeacherTask(

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..chat import json_instance
 from ..recipe import CurateSettings
-from ..records import Completion, Message, Prompt
+from ..records import DONE, TURN_LIMIT, Completion, Message, Prompt
 from ..sensitive import PERSONAL, SECRETS, Found, find
 from .languages import other_language
 from .loops import repeats
@@ -183,6 +183,27 @@ def low_confidence(given: Given, settings: CurateSettings) -> str | None:
     return f"the teacher is sure of it by {sure:.2f}" if sure < settings.confidence else None
 
 
+def turn_limit(given: Given, settings: CurateSettings) -> str | None:
+    """
+    >>> turn_limit(_answer("And now?", ended="turn limit"), CurateSettings())
+    'the user had not reached its goal'
+    >>> turn_limit(_answer("It is on.", ended="done"), CurateSettings()) is None
+    True
+    """
+    return "the user had not reached its goal" if given.completion.ended == TURN_LIMIT else None
+
+
+def user_gave_up(given: Given, settings: CurateSettings) -> str | None:
+    """
+    >>> user_gave_up(_answer("And now?", ended="gave up"), CurateSettings())
+    'the user gave up'
+    >>> user_gave_up(_answer("It is on.", ended="done"), CurateSettings()) is None
+    True
+    """
+    ended = given.completion.ended
+    return None if ended in ("", DONE, TURN_LIMIT) else f"the user {ended}"
+
+
 # reason -> rule
 RULES: Mapping[str, Rule] = {
     "cut off": cut_off,
@@ -195,6 +216,8 @@ RULES: Mapping[str, Rule] = {
     "secret": secret,
     "personal data": personal_data,
     "wrong language": wrong_language,
+    "turn limit": turn_limit,
+    "user gave up": user_gave_up,
     "low confidence": low_confidence,
 }
 
@@ -233,6 +256,6 @@ def _is_in(text: str, one: Found, before: str) -> bool:
     return plain in other
 
 
-def _answer(text: str, finish_reason: str = "stop", asked: str = "What?") -> Given:
+def _answer(text: str, finish_reason: str = "stop", asked: str = "What?", ended: str = "") -> Given:
     """An answer by itself, for the examples above."""
-    return Given(Prompt("1", (Message("user", asked),)), Completion("1", text, finish_reason, 1, 1, 0.1))
+    return Given(Prompt("1", (Message("user", asked),)), Completion("1", text, finish_reason, 1, 1, 0.1, ended=ended))

@@ -25,7 +25,7 @@ class Stage:
 
 STAGES = (
     Stage("prompts", "Collect the prompts, drop near-duplicates.", ("prompts", "tools"), keeps=True),
-    Stage("teach", "Every teacher answers every prompt once.", ("teachers", "teach"), resumes=True, keeps=True),
+    Stage("teach", "Every teacher answers every prompt once.", ("teachers", "user", "teach"), resumes=True, keeps=True),
     Stage("curate", "Throw out answers that teach the wrong thing.", ("curate",), files_of=("evaluate",), keeps=True),
     Stage("train", "The student learns what is left.", ("student", "train"), resumes=True),
     Stage("export", "Merge, write the GGUF, prove that it answers alike.", ("export",)),

@@ -14,7 +14,7 @@ from ..run import Progress, stop_if_asked
 from ..store import Mark, Store
 from ..teachers import ending
 from .keys import AnswerKeys
-from .trajectories import keep
+from .steps import keep
 
 __all__ = ["Asking", "Pass", "Source", "Tally"]
 

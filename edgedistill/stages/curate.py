@@ -19,7 +19,7 @@ from .again import asked_again
 from .combine import Answered, answer_key, combined
 from .dialogue import parts, woven
 from .keys import AnswerKeys
-from .on_offer import learned_tools
+from .on_offer import goes_in_steps, learned_tools
 from .prompts import SAMPLED
 from .rating import Rating
 from .rightness import Fault, faults
@@ -77,9 +77,9 @@ def _again(
 ) -> dict[str, Again]:
     """What comes of rows when the first teacher is asked again, and its new answers vote together with the one there.
 
-    Rows with several questions or calls of tools stay as they are.
+    Rows with several questions, calls of tools or a simulated user stay as they are.
     """
-    if recipe.tools.are_run:
+    if goes_in_steps(recipe):
         return {}
     screen, progress = told
     texts = {row["_ed"]["id"]: row["messages"][-1].get("content") for row in doubted}

@@ -90,7 +90,7 @@ class _Talk:
         """The next question behind all that was said, under a name of its own: as many seeds as there are samples."""
         part = self.parts[len(self.answers)]
         name = digest(self.prompt.id, self.sample, len(self.answers))[:16]
-        return Prompt(name, woven(part.messages, self.answers), tools=part.tools)
+        return replace(part, id=name, messages=woven(part.messages, self.answers))
 
     def answered(self, completion: Completion) -> None:
         self.answers.append((*completion.steps, Message("assistant", completion.text)))

@@ -32,12 +32,14 @@ from .candidates import (
 )
 from .contamination import refuse_contamination
 from .dialogue import Ask, conversed
-from .on_offer import device_rule, held_to, is_fine, ran_by, shown_to
+from .on_offer import device_rule, held_to, is_fine, ran_by, shown_to, wanting
 from .scorer_desk import Desk
 from .scorers import agreed, scored
 from .scoring import outcomes, result_rows, summary
+from .simulated_user import Player, goal_scores, playing
+from .steps import in_steps, keep, kept
 from .tool_results import loop_of
-from .trajectories import keep, kept, running, scored_text
+from .trajectories import scored_text
 
 __all__ = ["evaluate", "evaluate_on"]
 
@@ -105,17 +107,19 @@ def _compare(
     recipe: Recipe, people: Sequence[Candidate], prompts: dict[str, list[Prompt]], place: _Bench
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Every candidate's scores on every set, and the rows behind them."""
-    everything = list({prompt.id: prompt for rows in prompts.values() for prompt in rows}.values())
-    answers: dict[str, dict[str, str]] = {}
+    scorer = recipe.evaluate.scorer
+    prompts = {kind: [_with_user(recipe, prompt) for prompt in rows] for kind, rows in prompts.items()}
     with Store(place.store) as store:
-        for number, person in enumerate(people):
-            counted = _Part(place.progress, number * len(everything), len(people) * len(everything), person.name)
-            answers[person.name] = _answers(recipe, person, everything, (store, replace(place, progress=counted)))
         desk = Desk(store, place.run.offline, place.room, place.progress)
-        scores = {kind: scored(recipe, rows, answers, desk) for kind, rows in prompts.items()}
+        said = _said(recipe, people, prompts, (desk, place))
+        answers = {name: {key: scored_text(scorer, one) for key, one in given.items()} for name, given in said.items()}
+        scores = {
+            kind: goal_scores(rows, said) if scorer == "goal" else scored(recipe, rows, answers, desk)
+            for kind, rows in prompts.items()
+        }
     is_valid = is_fine(recipe)
     reference = answers[people[0].name]
-    agrees = partial(agreed, recipe.evaluate.scorer)
+    agrees = partial(agreed, scorer)
     found = {
         kind: {
             name: outcomes(rows, (given, reference), is_valid, (scores[kind][name], recipe.evaluate.right_from), agrees)
@@ -125,7 +129,7 @@ def _compare(
     }
     result = {
         "reference": people[0].name,
-        "scorer": recipe.evaluate.scorer,
+        "scorer": scorer,
         "candidates": [
             {**person.record(), **{kind: summary(rows, found[kind][person.name]) for kind, rows in prompts.items()}}
             for person in people
@@ -134,13 +138,36 @@ def _compare(
     return result, [row for kind, rows in prompts.items() for row in result_rows(kind, rows, found[kind])]
 
 
+def _with_user(recipe: Recipe, prompt: Prompt) -> Prompt:
+    """A row with what its user wants, where the conversation is scored; else its own answer is measured alone."""
+    return wanting(recipe, prompt) if recipe.evaluate.scorer == "goal" else replace(prompt, goal="", persona="")
+
+
+def _said(
+    recipe: Recipe, people: Sequence[Candidate], prompts: dict[str, list[Prompt]], where: tuple[Desk, _Bench]
+) -> dict[str, dict[str, Completion]]:
+    """Everybody's answers, by name and prompt id; where conversations are scored, all talk with the same user."""
+    desk, place = where
+    everything = list({prompt.id: prompt for rows in prompts.values() for prompt in rows}.values())
+    found = {}
+    with ExitStack() as stack:
+        talks = recipe.evaluate.scorer == "goal"
+        player = stack.enter_context(playing(recipe, desk, greedy=True)) if talks else None
+        for number, person in enumerate(people):
+            counted = _Part(place.progress, number * len(everything), len(people) * len(everything), person.name)
+            own = desk.store, replace(place, progress=counted), player
+            found[person.name] = _answers(recipe, person, everything, own)
+    return found
+
+
 def _answers(
-    recipe: Recipe, person: Candidate, prompts: Sequence[Prompt], kept_in: tuple[Store, _Bench]
-) -> dict[str, str]:
-    """The candidate's text for each prompt; only those that the store does not hold are asked."""
-    store, place = kept_in
+    recipe: Recipe, person: Candidate, prompts: Sequence[Prompt], kept_in: tuple[Store, _Bench, Player | None]
+) -> dict[str, Completion]:
+    """The candidate's answer to each prompt; only those that the store does not hold are asked."""
+    store, place, player = kept_in
     rule = held_to(device_rule(recipe), person.asked)
-    held = _Kept(store, _identity(recipe, person, rule, place.run))
+    identity = _identity(recipe, person, rule, place.run)
+    held = _Kept(store, identity if player is None else digest(identity, player.identity))
     look = shown_to(recipe, person.prompt)
     shown = {prompt.id: look(prompt) for prompt in prompts}
     todo = [prompt for prompt in shown.values() if held.get(prompt) is None]
@@ -151,7 +178,10 @@ def _answers(
         with ExitStack() as stack:
             ask = stack.enter_context(opened_by(recipe, person, offer, place))
             loop = stack.enter_context(loop_of(recipe, recipe.teacher, held.identity, where))
-            asks = (ask, ask) if loop is None else running((ask, ask), lambda prompt: (0,), loop)
+            asks = ask, ask
+            talk = None if player is None else player.talk(held.identity, store)
+            for way in (loop, talk):
+                asks = asks if way is None else in_steps(asks, lambda prompt: (0,), way)
             # closed before the model is: an engine that outlives its weights reads freed memory
             answers = stack.enter_context(closing(conversed(todo, 1, asks, held)))
             by_id = {prompt.id: prompt for prompt in todo}
@@ -160,8 +190,7 @@ def _answers(
                 place.progress("evaluating", len(prompts) - len(todo) + number, len(prompts))
                 stop_if_asked()
     found = {name: held.get(prompt) for name, prompt in shown.items()}
-    texts = {name: calibrated(one, person.prior) for name, one in found.items() if one is not None}
-    return {name: scored_text(recipe.evaluate.scorer, one) for name, one in texts.items()}
+    return {name: calibrated(one, person.prior) for name, one in found.items() if one is not None}
 
 
 def _identity(recipe: Recipe, person: Candidate, schema: dict[str, Any] | None, run: Run) -> str:
@@ -187,7 +216,8 @@ class _Kept:
 
     def _key(self, part: Prompt) -> str:
         tools = (list(part.tools),) if part.tools else ()
-        return digest([message.as_dict() for message in part.messages], self.identity, *tools)
+        wanted = (part.goal, part.persona) if part.goal else ()
+        return digest([message.as_dict() for message in part.messages], self.identity, *tools, *wanted)
 
 
 @contextmanager

@@ -24,14 +24,15 @@ __all__ = ["AnswerKeys", "GivenAnswers", "given_answers", "parameters", "row_key
 NO_TOOLS = None  # what a row without tools of its own has in their place
 
 
-def teacher_identity(recipe: Recipe, teacher: TeacherSettings, sha256: str) -> str:
+def teacher_identity(recipe: Recipe, teacher: TeacherSettings, sha256: str, player: str | None = None) -> str:
     """A digest of all that decides a teacher's answers, the prompt and the number of the sample apart.
 
-    `sha256` is of the weights, or of a server's address and model.
+    `sha256` is of the weights, or of a server's address and model; `player` is the identity of who plays the user.
     """
     shown = [message.as_dict() for message in preamble(recipe, teacher)]
     held_to = load_schema(recipe) if recipe.tools.file is None else CALLS  # which tools is in the key of each row
-    return digest(teacher.backend, sha256, shown, parameters(recipe), held_to, *ran_by(recipe))
+    heard = () if player is None else (player,)
+    return digest(teacher.backend, sha256, shown, parameters(recipe), held_to, *ran_by(recipe), *heard)
 
 
 def parameters(recipe: Recipe) -> dict[str, Any]:
@@ -53,7 +54,8 @@ def row_key(prompt: Prompt, identity: str, sample: int = 0, given: str | None = 
     """The key of a prompt's answer in the store; `given` is its text where it was not the teacher's choice."""
     asked = [message.as_dict() for message in prompt.messages]
     tools = list(prompt.tools) or NO_TOOLS
-    return digest(asked, tools, identity, sample, *(() if given is None else (given,)))
+    wanted = (prompt.goal, prompt.persona) if prompt.goal else ()
+    return digest(asked, tools, identity, sample, *(() if given is None else (given,)), *wanted)
 
 
 class GivenAnswers:

@@ -1,4 +1,4 @@
-"""The recipe's own tools: who is shown them, and how answers are held to them."""
+"""What the recipe gives each row: tools, who is shown them, how answers are held to them; and a user with a goal."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ __all__ = [
     "are_held",
     "device_rule",
     "fine_by",
+    "goes_in_steps",
     "held_to",
     "is_fine",
     "learned_tools",
@@ -31,10 +32,16 @@ __all__ = [
     "require_held",
     "shown_to",
     "teacher_rule",
+    "wanting",
 ]
 
 Rule = dict[str, Any]
 SERVER = "openai"  # the backend that holds calls itself
+
+
+def goes_in_steps(recipe: Recipe) -> bool:
+    """Whether anything may stand between a prompt and its final answer: calls that are run, or what a user says."""
+    return recipe.tools.are_run or recipe.user.turns > 0
 
 
 def recipe_tools(recipe: Recipe) -> tuple[Tool, ...]:
@@ -65,10 +72,24 @@ def read_tools(path: Path, text: str) -> tuple[Tool, ...]:
 
 
 def offered(recipe: Recipe, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """Prompts with the recipe's tools, where they bring none of their own."""
+    """Prompts with the recipe's tools, goal and persona, where they bring none of their own."""
     tools = recipe_tools(recipe)
     for prompt in prompts:
-        yield _with(prompt, tools) if tools and not prompt.tools else prompt
+        yield wanting(recipe, _with(prompt, tools) if tools and not prompt.tools else prompt)
+
+
+def wanting(recipe: Recipe, prompt: Prompt) -> Prompt:
+    """A prompt with what its user wants, and who that is: its own, or the recipe's goal and one of its personas.
+
+    As it is where the recipe has no simulated user, or the row no goal.
+    """
+    user = recipe.user
+    goal = prompt.goal or user.goal or ""
+    if not user.turns or not goal:
+        return prompt
+    drawn = int(digest(recipe.seed, prompt.id)[:8], 16) % max(1, len(user.personas))
+    persona = prompt.persona or (user.personas[drawn] if user.personas else "")
+    return replace(prompt, goal=goal, persona=persona)
 
 
 def shown_to(recipe: Recipe, who: Literal["teacher", "student"]) -> Callable[[Prompt], Prompt]:

@@ -10,14 +10,16 @@ from ..sensitive import find
 from ..teachers.address import endpoint_of
 from .prompt_source import scrubs, source_prompts
 from .rating import rating_teacher
+from .simulated_user import user_teacher
 
 __all__ = ["elsewhere", "require_private"]
 
 
 def elsewhere(recipe: Recipe) -> str | None:
-    """The address of the first teacher, or of the judge of curate, that is a server on another machine; or None."""
+    """The address of the first teacher, or of who judges or plays the user, that is a server elsewhere; or None."""
     judges = [rating_teacher(recipe)] if recipe.curate.judge is not None else []
-    for teacher in (*recipe.teachers, *judges):
+    players = [user_teacher(recipe)] if recipe.user.turns else []
+    for teacher in (*recipe.teachers, *judges, *players):
         if teacher.url is not None and not endpoint_of(teacher).is_here:
             return teacher.url
     return None

@@ -230,6 +230,7 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
         row["expected"] = prompt.expected
     if prompt.tags:
         row["tags"] = list(prompt.tags)
+    row |= {key: text for key, text in (("goal", prompt.goal), ("persona", prompt.persona)) if text}
     if prompt.lineage:
         row["_ed"] = prompt.lineage
     return row

@@ -21,8 +21,8 @@ from ..teachers import preamble
 from ..teachers.identity import identify_teacher
 from ..vetting import RubricSettings
 from .combine import Answered
-from .judging import Judge, case_of, judge_identity
 from .scorer_desk import Desk
+from .second_model import SecondModel, case_of, identity_of
 
 __all__ = ["RATED", "Rating", "rating_teacher", "stored_worth"]
 
@@ -81,12 +81,12 @@ class Rating:
         assert recipe.curate.judge is not None
         self._settings, self._chooses = recipe.curate.judge, recipe.curate.judge_chooses
         desk = Desk(stack.enter_context(Store(out / RATED)), run.offline, run.scratch, progress)
-        self._judge = stack.enter_context(Judge(recipe, rating_teacher(recipe), _schema(self._settings), desk))
+        self._judge = stack.enter_context(SecondModel(recipe, rating_teacher(recipe), _schema(self._settings), desk))
 
     def judged(self, rows: Sequence[tuple[Prompt, list[Answered]]]) -> Iterator[tuple[list[Answered], str]]:
         """Of each row the answers that are good enough, or of these the best; and what was said of the first that is
         not."""
-        verdicts = iter(self._judge.verdicts([_material(prompt, one) for prompt, answers in rows for one in answers]))
+        verdicts = iter(self._judge.told([_material(prompt, one) for prompt, answers in rows for one in answers]))
         for _, answers in rows:
             worths = [worth(next(verdicts)) for _ in answers]
             good = [(value, one) for value, one in zip(worths, answers, strict=True) if value >= self._settings.least]
@@ -105,7 +105,7 @@ def stored_worth(recipe: Recipe, run: Run, prompt: Prompt, one: Answered) -> flo
     sha256 = identify_teacher(recipe, settings, run.offline).sha256
     if sha256 is None:
         return None
-    identity = judge_identity(settings, _schema(recipe.curate.judge), sha256)
+    identity = identity_of(settings, _schema(recipe.curate.judge), sha256)
     key, _ = case_of(_material(prompt, one), identity)
     with Store(path, read_only=True) as store:
         found = store.find([key])

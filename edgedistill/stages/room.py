@@ -11,6 +11,7 @@ from ..run import Run, free_space
 from ..teachers.identity import TeacherIdentity, identify_teacher, identify_teachers
 from .prompt_source import source_prompts
 from .rating import rating_teacher
+from .simulated_user import user_teacher
 
 __all__ = ["GIGABYTE", "estimated_disk", "estimated_memory", "require_disk", "require_memory", "target_bytes"]
 
@@ -38,7 +39,9 @@ def estimated_memory(recipe: Recipe, run: Run) -> int:
     # again is left for what its passes keep
     copies = 4 if recipe.train.method == "full" or recipe.quantize.heal else 1
     quants = teachers[0] + student + len(recipe.quantize.made) * student // 2
-    return max(*(int(size * 1.3) for size in teachers), 2 * student * copies, quants) + GIGABYTE
+    # whoever plays the user is loaded beside the teacher that answers
+    beside = _size(identify_teacher(recipe, user_teacher(recipe), run.offline)) if recipe.user.turns else 0
+    return max(*(int((size + beside) * 1.3) for size in teachers), 2 * student * copies, quants) + GIGABYTE
 
 
 def estimated_disk(recipe: Recipe, run: Run) -> int:
@@ -55,12 +58,12 @@ def estimated_disk(recipe: Recipe, run: Run) -> int:
 
 
 def _asked(recipe: Recipe, run: Run) -> list[TeacherIdentity]:
-    """Everybody who is loaded to be asked, one after another: the teachers, then the judge of curate."""
-    teachers = identify_teachers(recipe, run.offline)
-    judge = recipe.curate.judge
-    if judge is None or judge.model is None:
-        return teachers
-    return [*teachers, identify_teacher(recipe, rating_teacher(recipe), run.offline)]
+    """Everybody who is loaded to be asked: the teachers, who plays the user, and the judge of curate."""
+    judge, user = recipe.curate.judge, recipe.user
+    more = [user_teacher(recipe)] if user.turns and user.model is not None else []
+    more += [rating_teacher(recipe)] if judge is not None and judge.model is not None else []
+    found = identify_teachers(recipe, run.offline)
+    return [*found, *(identify_teacher(recipe, one, run.offline) for one in more)]
 
 
 def _size(teacher: TeacherIdentity) -> int:

@@ -37,6 +37,7 @@ from ..teachers import preamble
 from ..teachers.identity import fetch_teacher, identify_teacher
 from .dialogue import parts
 from .keys import AnswerKeys, given_answers, parameters, row_key, teacher_identity
+from .on_offer import goes_in_steps
 from .stored_answers import READ_AT_ONCE, STORE, prompts_file
 from .streams import rows_file
 from .teach import row_count
@@ -51,12 +52,13 @@ NAMED = 20  # lines that are named one by one
 def asked_keys(recipe: Recipe, run: Run, progress: Progress) -> list[AnswerKeys]:
     """The keys of each teacher's answers, as the recipe asks for them now; weights are fetched only to be hashed.
 
-    Raises InvalidInput where tools are run: a row of a file holds one answer, not the way to it.
+    Raises InvalidInput where tools are run or a user goes on: a row of a file holds one answer, not the way to it.
     """
-    if recipe.tools.are_run:
+    if goes_in_steps(recipe):
+        what, off = ("user.turns", "turns = 0") if recipe.user.turns else ("tools.results", 'results = "none"')
         raise InvalidInput(
-            f"{recipe.path}: calls are run (tools.results), and what leads to an answer is in no file of rows",
-            'Write results = "none", or let a teacher here answer.',
+            f"{recipe.path}: answers are reached in steps ({what}), and what leads to one is in no file of rows",
+            f"Write {off}, or let a teacher here answer.",
         )
     given = given_answers(recipe)
     keys = []

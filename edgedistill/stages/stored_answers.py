@@ -17,9 +17,10 @@ from .calibration import calibrated
 from .combine import Answered
 from .dialogue import parts
 from .keys import AnswerKeys, given_answers
+from .on_offer import goes_in_steps
 from .retries import Tries
 from .shortening import is_too_long, question
-from .trajectories import steps_key, with_steps
+from .steps import steps_key, with_steps
 
 __all__ = ["READ_AT_ONCE", "STORE", "StoredAnswers", "answers", "prompts_file", "taught_keys", "turn_keys"]
 
@@ -54,7 +55,7 @@ def answers(recipe: Recipe, run: Run, targets: bool = False) -> Iterator[tuple[P
     """
     summary, tries = run.summary("teach"), Tries.read(run.folder("teach"))
     with Store(run.folder("teach") / STORE, read_only=True) as store:
-        stored = StoredAnswers(store, dict(enumerate(taught_keys(recipe, run))), recipe.tools.are_run, targets)
+        stored = StoredAnswers(store, dict(enumerate(taught_keys(recipe, run))), goes_in_steps(recipe), targets)
 
         def learned(prompt: Prompt, first: Answered) -> Answered:
             one = stored.last(prompt, first, tries)
@@ -70,13 +71,15 @@ def answers(recipe: Recipe, run: Run, targets: bool = False) -> Iterator[tuple[P
 
 
 class StoredAnswers:
-    """A store and the keys of some teachers, by their numbers; `runs` says whether calls of tools were run.
+    """A store and the keys of some teachers, by their numbers; `steps` says whether answers may have any.
 
     Without `targets`, b"" stands for them where there are any.
     """
 
-    def __init__(self, store: Store, keys: Mapping[int, AnswerKeys], runs: bool = False, targets: bool = False) -> None:
-        self._store, self._keys, self._runs, self._targets = store, keys, runs, targets
+    def __init__(
+        self, store: Store, keys: Mapping[int, AnswerKeys], steps: bool = False, targets: bool = False
+    ) -> None:
+        self._store, self._keys, self._steps, self._targets = store, keys, steps, targets
 
     def first(self, prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, list[Answered], int]]:
         """Each prompt with those of its answers that are there with all their turns, and how many are not."""
@@ -87,7 +90,7 @@ class StoredAnswers:
                 for prompt in block
             ]
             names = [key for many in wanted for _, turns in many for key in turns]
-            found = self._store.find([*names, *map(steps_key, names)] if self._runs else names, self._targets)
+            found = self._store.find([*names, *map(steps_key, names)] if self._steps else names, self._targets)
             for prompt, many in zip(block, wanted, strict=True):
                 said = [(number, [with_steps(found, key) for key in turns]) for number, turns in many]
                 whole = [(number, [turn for turn in turns if turn is not None]) for number, turns in said if all(turns)]

@@ -19,7 +19,7 @@ from ..store import Store
 from ..synthesis import Growth, Screen, Writer, answer_schema, diversity, system_text, writing
 from ..teachers import TeacherTask
 from ..teachers.identity import fetch_teacher, identify_teacher
-from .on_offer import recipe_tools
+from .on_offer import recipe_tools, wanting
 from .prompt_source import file_prompts, prompt_row, seeds_of
 from .streams import Write
 
@@ -90,7 +90,7 @@ def add_synthesized(
         for written in growth.rounds(lambda requests: writer.ask(requests, told)):
             for one in written:
                 own = {"id": one.prompt.id, **one.request.lineage(name)}
-                row = {**prompt_row(one.prompt), "tags": one.request.tags()}
+                row = {**prompt_row(wanting(recipe, one.prompt)), "tags": one.request.tags()}
                 if one.reason:
                     drop({**row, "_ed": {**own, "reason": one.reason}})
                 else:

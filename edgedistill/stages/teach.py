@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,10 +23,12 @@ from .failures import Failures
 from .keys import AnswerKeys, GivenAnswers, given_answers, teacher_identity
 from .on_offer import teacher_rule
 from .retries import Tries, retry, write_tries
+from .scorer_desk import Desk
 from .shortening import shorten
+from .simulated_user import playing
+from .steps import Onward, in_steps, keep, kept
 from .stored_answers import READ_AT_ONCE, STORE, StoredAnswers, prompts_file
 from .tool_results import loop_of
-from .trajectories import Loop, keep, kept, running
 
 __all__ = ["row_count", "teach"]
 
@@ -47,18 +49,20 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
     told: list[dict[str, Any]] = []
     is_over = False
     try:
-        with Store(out / STORE) as store:
+        with Store(out / STORE) as store, playing(recipe, Desk(store, run.offline, run.scratch, progress)) as player:
             for number, settings in enumerate(recipe.teachers):
                 found = fetch_teacher(recipe, settings, run.offline, progress)
                 assert found.sha256 is not None, "weights that were fetched have been hashed"
-                keys = AnswerKeys(teacher_identity(recipe, settings, found.sha256), samples, given)
+                heard = None if player is None else player.identity
+                keys = AnswerKeys(teacher_identity(recipe, settings, found.sha256, heard), samples, given)
                 shown = preamble(recipe, settings)
                 schema, tools = teacher_rule(recipe, settings), first_tools(source.path)
                 task = TeacherTask(found.path, found.sha256, shown, schema, run.scratch, settings, tools)
                 asking = Asking(store, source, number, keys, tally, settings.backend == "openai")
                 place = store, run, run.scratch, progress
                 with loop_of(recipe, settings, keys.identity, place) as loop:
-                    told += _ask(recipe, task, (asking, given, loop), failures)
+                    talk = None if player is None else player.talk(keys.identity, store)
+                    told += _ask(recipe, task, (asking, given, (loop, talk)), failures)
                 records.append({**found.record(), "identity": keys.identity})
                 if asks_calibration(recipe):
                     records[-1]["prior"] = _prior(store, keys, source.path)
@@ -181,11 +185,14 @@ class _Answered:
 
 
 def _ask(
-    recipe: Recipe, task: TeacherTask, work: tuple[Asking, GivenAnswers | None, Loop | None], failures: Failures
+    recipe: Recipe,
+    task: TeacherTask,
+    work: tuple[Asking, GivenAnswers | None, Sequence[Onward | None]],
+    failures: Failures,
 ) -> list[dict[str, Any]]:
     """All rows of one teacher: first those that it answers, then those whose answer is given; what it was told of wrong
     ones, which it tried again."""
-    asking, given, loop = work
+    asking, given, onward = work
     teacher = _Loaded(task)
     settings = recipe.teach
 
@@ -196,8 +203,8 @@ def _ask(
         one = settings.model_copy(update={"samples": 1})
         missing = partial(teacher.complete, settings=settings, seed=recipe.seed, wanted=asking.missing)
         asks: tuple[Ask, Ask] = (missing, partial(teacher.complete, settings=one, seed=recipe.seed))
-        if loop is not None:
-            asks = running(asks, asking.missing, loop, teacher.names)
+        for way in onward:
+            asks = asks if way is None else in_steps(asks, asking.missing, way, teacher.names)
         yield from conversed(prompts, settings.samples, asks, _Answered(asking), teacher.names)
         teacher.settle()
 

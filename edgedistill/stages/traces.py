@@ -32,8 +32,13 @@ def learned_text(text: str, settings: CurateSettings) -> str:
 
 
 def learned_turns(turns: Sequence[Message], settings: CurateSettings) -> tuple[Message, ...]:
-    """Turns on the way to an answer as the student sees them: with what was thought, or without."""
-    return tuple(replace(one, reasoning="") for one in turns) if settings.reasoning == "strip" else tuple(turns)
+    """Turns on the way to an answer as the student sees them: with what was thought, or without any trace."""
+    return tuple(_stripped(one) for one in turns) if settings.reasoning == "strip" else tuple(turns)
+
+
+def _stripped(turn: Message) -> Message:
+    is_answer = turn.role == "assistant" and not turn.tool_calls
+    return replace(turn, reasoning="", content=without_trace(turn.content) if is_answer else turn.content)
 
 
 def fenced(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -42,7 +42,7 @@ def _unfinished(turn: Completion, message: Message, tools: ToolsSettings) -> tup
     """Why an answer is none although its calls were run."""
     if message.tool_calls and turn.finish_reason == "stop":
         return "step limit", f"{message.tool_calls[0].name} is called after {tools.steps} answers with calls"
-    if turn.steps and not turn.text.strip():
+    if turn.steps and turn.steps[-1].role == "tool" and not turn.text.strip():
         return "no final answer", "nothing is said behind the last result"
     name = ignored(turn, tools.admissions)
     return None if name is None else ("failure ignored", f"{name} has failed, and the answer does not say so")

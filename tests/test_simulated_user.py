@@ -1,0 +1,439 @@
+"""A user who goes on: player and teacher by turns to a goal or a limit, each turn kept before it counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pico import silent
+from pico_recipe import EVAL, PROMPTS, PicoModels, edit, own_copy, rows, write_pico_recipe
+from test_dialogue import Kept
+from test_trajectories import Runner, called
+
+from edgedistill.errors import InvalidInput, Unsafe
+from edgedistill.messages import Message
+from edgedistill.pipeline import RunSettings, run_recipe, stage_keys
+from edgedistill.preflight import check
+from edgedistill.recipe import load_recipe
+from edgedistill.records import Completion, Prompt, json_lines, prompt_id, read_json, read_prompts, read_rows
+from edgedistill.run import Run
+from edgedistill.stages import second_model, teach
+from edgedistill.stages.dialogue import conversed
+from edgedistill.stages.on_offer import wanting
+from edgedistill.stages.privacy import require_private
+from edgedistill.stages.rows import asked_keys
+from edgedistill.stages.simulated_user import Player, Talk, goal_scores, require_user
+from edgedistill.stages.steps import in_steps, keep, kept
+from edgedistill.stages.trajectories import Loop, ignored
+from edgedistill.store import Store
+
+DONE = {"state": "done", "message": ""}
+
+
+def goes_on(text: str) -> dict[str, str]:
+    return {"state": "goes on", "message": text}
+
+
+def asks(*texts: str, **more: Any) -> Prompt:
+    messages = tuple(Message("user", text) for text in texts)
+    return Prompt(prompt_id(messages), messages, **{"goal": "a lamp that works", "persona": "curt", **more})
+
+
+@dataclass
+class Teacher:
+    """Answers with what is written for the last message; remembers what it was asked, and may be killed."""
+
+    lines: dict[str, str] = field(default_factory=dict)
+    asked: list[tuple[Message, ...]] = field(default_factory=list)
+    stops_at: int = -1
+
+    def ask(self, prompts: Iterable[Prompt]) -> Iterator[Completion]:
+        for prompt in prompts:
+            if len(self.asked) == self.stops_at:
+                raise KeyboardInterrupt
+            self.asked.append(prompt.messages)
+            last = prompt.messages[-1].content
+            yield Completion(prompt.id, self.lines.get(last, f"To {last}: yes."), "stop", 1, 1, 0.0)
+
+
+@dataclass
+class User:
+    """Says, by how much it has heard of whom, what is written; a store keeps it, as one keeps the real player's."""
+
+    lines: list[dict[str, str] | str]
+    store: Store
+    shown: list[dict[str, Any]] = field(default_factory=list)
+    stops_at: int = -1
+    identity: str = "player"
+
+    def told(self, material: Sequence[dict[str, Any]], samples: Sequence[int]) -> list[Completion]:
+        return [self._said(*one) for one in zip(material, samples, strict=True)]
+
+    def _said(self, one: dict[str, Any], sample: int) -> Completion:
+        key, _ = second_model.case_of(one, self.identity, sample)
+        if key not in self.store:
+            if len(self.shown) == self.stops_at:
+                raise KeyboardInterrupt
+            self.shown.append(one)
+            place = sum(turn["role"] == "assistant" for turn in one["conversation"]) - 1
+            line = self.lines[min(place, len(self.lines) - 1)]
+            text = line if isinstance(line, str) else json.dumps(line)
+            self.store.add(key, Completion("word", text, "stop", 1, 1, 0.0))
+        found = self.store.get(key)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "answers.sqlite") as store:
+        yield store
+
+
+def talked(
+    teacher: Teacher, user: User, *prompts: Prompt, turns: int = 3, loop: Loop | None = None
+) -> list[Completion]:
+    talk = Talk(Player(user, turns), "me", user.store)  # type: ignore[arg-type]  # a script in a model's place
+    pair = (teacher.ask, teacher.ask)
+    for onward in (loop, talk):
+        pair = pair if onward is None else in_steps(pair, lambda prompt: (0,), onward)
+    with closing(conversed(prompts, 1, pair, Kept())) as answers:
+        return list(answers)
+
+
+def spoken(completion: Completion) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in completion.steps]
+
+
+def test_the_user_goes_on_until_it_has_what_it_wants(store: Store) -> None:
+    user = User([goes_on("and blue?"), goes_on("how much?"), DONE], store)
+    (answer,) = talked(Teacher(), user, asks("a lamp?"))
+    assert (answer.text, answer.ended) == ("To how much?: yes.", "done")
+    turns = [("assistant", "To a lamp?: yes."), ("user", "and blue?"), ("assistant", "To and blue?: yes.")]
+    assert spoken(answer) == [*turns, ("user", "how much?")]
+    assert [len(one["conversation"]) for one in user.shown] == [2, 4, 6]
+    assert {(one["persona"], one["goal"]) for one in user.shown} == {("curt", "a lamp that works")}
+    assert user.shown[0]["conversation"][0] == {"role": "user", "content": "a lamp?"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "ended", "messages"),
+    [
+        ([DONE], "done", 0),
+        ([{"state": "gives up", "message": "bye"}], "gave up", 0),
+        ([goes_on("one"), goes_on("two"), goes_on("three"), goes_on("four")], "turn limit", 3),
+        ([goes_on("one"), goes_on("two"), goes_on("three"), DONE], "done", 3),
+        ([goes_on("one"), goes_on(" ONE! ")], "said the same again", 1),
+        ([goes_on("A lamp")], "said the same again", 0),
+        ([goes_on("  ")], "said nothing", 0),
+        (["no JSON"], "said nothing", 0),
+        ([json.dumps({"state": ["done"], "message": ""})], "said nothing", 0),
+    ],
+)
+def test_each_end_of_a_conversation_is_told(
+    store: Store, lines: list[dict[str, str] | str], ended: str, messages: int
+) -> None:
+    (answer,) = talked(Teacher(), User(lines, store), asks("a lamp?"))
+    assert answer.ended == ended
+    assert sum(message.role == "user" for message in answer.steps) == messages
+
+
+@pytest.mark.parametrize("answer", ["", "  ", "<think>hm</think>"])
+def test_no_user_waits_behind_an_answer_that_is_none(store: Store, answer: str) -> None:
+    user = User([DONE], store)
+    (found,) = talked(Teacher({"a lamp?": answer}), user, asks("a lamp?"))
+    assert (found.ended, found.text, user.shown) == ("", answer, [])
+
+
+def test_a_row_without_a_goal_ends_with_its_answer(store: Store) -> None:
+    user = User([goes_on("more?"), DONE], store)
+    found = {one.prompt_id: one for one in talked(Teacher(), user, asks("a"), asks("b", goal=""))}
+    assert [found[asks(text).id].ended for text in "ab"] == ["done", ""]
+    assert found[asks("b").id].steps == ()
+
+
+def test_of_several_questions_the_user_goes_on_behind_the_last(store: Store) -> None:
+    user = User([DONE, goes_on("more?"), DONE], store)
+    (answer,) = talked(Teacher(), user, asks("a", "b"))
+    assert answer.ended == "done"
+    heard = [turn["content"] for turn in user.shown[0]["conversation"]]
+    assert heard == ["a", "To a: yes.", "b", "To b: yes."]
+    assert spoken(answer) == [("assistant", "To b: yes."), ("user", "more?")]
+
+
+def test_thoughts_are_kept_and_the_user_does_not_hear_them(store: Store) -> None:
+    user = User([goes_on("and?"), DONE], store)
+    (answer,) = talked(Teacher({"a lamp?": "<think>Which?</think>Yes."}), user, asks("a lamp?"))
+    assert (answer.steps[0].content, answer.steps[0].reasoning) == ("Yes.", "Which?")
+    assert "Which?" not in json.dumps(user.shown)
+
+
+def test_calls_are_run_before_the_user_hears_the_answer(store: Store) -> None:
+    from test_tools import TOOLS
+
+    @dataclass
+    class Caller(Teacher):
+        def ask(self, prompts: Iterable[Prompt]) -> Iterator[Completion]:
+            for prompt in prompts:
+                self.asked.append(prompt.messages)
+                text = "It is ten." if prompt.messages[-1].role == "tool" else called("now")
+                yield Completion(prompt.id, text, "stop", 1, 1, 0.0)
+
+    runner = Runner()
+    loop = Loop(runner.run, "me", 1, store)
+    user = User([goes_on("and now?"), DONE], store)
+    (answer,) = talked(Caller(), user, asks("late?", tools=TOOLS), loop=loop)
+    assert (answer.text, answer.ended, runner.ran) == ("It is ten.", "done", ["now", "now"])
+    roles = [message.role for message in answer.steps]
+    assert roles == ["assistant", "tool", "assistant", "user", "assistant", "tool"]
+    assert [turn["role"] for turn in user.shown[-1]["conversation"]] == ["user", "assistant"] * 2
+    (stuck,) = talked(Caller(), User([DONE], store), asks("no loop?", tools=TOOLS))
+    assert stuck.ended == ""  # a call that nobody runs
+
+
+def test_a_failure_is_admitted_in_the_answer_to_its_own_question() -> None:
+    failed = Message("tool", '{"error": "broken"}', name="now")
+    said = [Message("assistant", "I could not find out."), Message("user", "And blue?")]
+    answer = Completion("1", "Yes, blue.", "stop", 1, 1, 0.0, steps=(failed, *said))
+    assert ignored(answer, ("could not",)) is None
+    assert ignored(answer, ("cannot",)) == "now"
+    assert ignored(replace(answer, steps=(*said, failed)), ("could not",)) == "now"
+
+
+@pytest.mark.parametrize(("teacher_stops", "user_stops"), [(1, -1), (2, -1), (-1, 0), (-1, 1), (-1, 2)])
+def test_a_killed_conversation_goes_on_behind_its_last_turn(store: Store, teacher_stops: int, user_stops: int) -> None:
+    lines = [goes_on("and blue?"), goes_on("how much?"), DONE]
+    teacher, user = Teacher(stops_at=teacher_stops), User([*lines], store, stops_at=user_stops)
+    with pytest.raises(KeyboardInterrupt):
+        talked(teacher, user, asks("a lamp?"))
+    again, heard = Teacher(), User([*lines], store)
+    (answer,) = talked(again, heard, asks("a lamp?"))
+    assert (answer.text, answer.ended) == ("To how much?: yes.", "done")
+    assert len(teacher.asked) + len(again.asked) == 3, "no answer is asked for twice"
+    assert len(user.shown) + len(heard.shown) == 3, "and the user says nothing twice"
+
+
+def test_another_goal_is_another_conversation(store: Store) -> None:
+    user = User([DONE], store)
+    talked(Teacher(), user, asks("a lamp?"))
+    other = Teacher()
+    talked(other, user, asks("a lamp?", goal="a chair"))
+    talked(other, user, asks("a lamp?", persona="long-winded"))
+    assert len(other.asked) == 2
+    assert len(user.shown) == 3
+
+
+def test_how_a_conversation_ended_is_stored_with_it(store: Store) -> None:
+    (answer,) = talked(Teacher(), User([DONE], store), asks("a lamp?"))
+    assert (answer.steps, answer.ended) == ((), "done")
+    assert keep(store, "ab" * 32, answer)
+    assert kept(store, "ab" * 32) == answer
+
+
+def test_the_score_is_whether_the_goal_was_reached() -> None:
+    ends = {"done": 1.0, "turn limit": 0.0, "gave up": 0.0, "": 0.0}
+    prompts = [asks(ended) for ended in ends]
+    answers = {
+        one.id: Completion(one.id, "", "stop", 1, 1, 0.0, ended=end) for one, end in zip(prompts, ends, strict=True)
+    }
+    prompts.append(replace(prompts[0], goal=""))
+    assert goal_scores(prompts, {"me": answers}) == {"me": [*ends.values(), None]}
+
+
+# -- in a recipe
+
+
+USER = '[user]\nturns = 2\ngoal = "the light is on"\npersonas = ["curt", "polite", "in a hurry"]\n\n'
+
+
+@pytest.fixture
+def folder(models: PicoModels, tmp_path: Path) -> Path:
+    """A recipe of free text whose user goes on."""
+    return write_talking_recipe(tmp_path / "recipe", own_copy(models, tmp_path / "models"))
+
+
+def write_talking_recipe(folder: Path, models: PicoModels) -> Path:
+    changes = {
+        'schema_file = "schema.json"\n': "",
+        "[teach]\nmax_tokens = 40": f"{USER}[teach]\nmax_tokens = 12",
+        "valid_share = 0.2": 'valid_share = 0.2\nskip = ["turn limit", "user gave up", "repetition"]',
+        'edge_file = "edge.jsonl"\nmax_tokens = 40': 'scorer = "goal"\nmax_tokens = 12',
+        "max_length = 128": "max_length = 1024",
+        "valid = 0.9": "valid = 0.0\nof_whole_prompt = 0.0",
+    }
+    write_pico_recipe(folder, models, changes)
+    (folder / "edge.jsonl").unlink()
+    (folder / "prompts.jsonl").write_bytes(rows(PROMPTS[:12]))
+    return folder
+
+
+def test_a_row_has_its_own_goal_and_persona_or_the_recipes(folder: Path, tmp_path: Path) -> None:
+    own = {"messages": [{"role": "user", "content": "Out with it"}], "goal": "it is dark", "persona": "tired"}
+    (folder / "prompts.jsonl").write_bytes(rows(PROMPTS[:12]) + json_lines([own]))
+    settings = RunSettings(runs=tmp_path / "runs", offline=True, only="prompts")
+    run, _ = run_recipe(folder, settings, silent)
+    found = read_prompts(run.folder("prompts") / "prompts.jsonl")
+    assert (found[-1].goal, found[-1].persona) == ("it is dark", "tired")
+    assert {prompt.goal for prompt in found[:-1]} == {"the light is on"}
+    personas = [prompt.persona for prompt in found[:-1]]
+    assert len(set(personas)) > 1
+    recipe = load_recipe(folder)
+    assert [wanting(recipe, replace(prompt, persona="")).persona for prompt in found[:-1]] == personas
+    edit(folder / "recipe.toml", "seed = 7", "seed = 8")
+    again = load_recipe(folder)
+    assert [wanting(again, replace(prompt, persona="")).persona for prompt in found[:-1]] != personas
+
+
+def test_settings_of_the_user_reach_the_stages_that_they_decide(folder: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", offline=True)
+
+    def keys() -> dict[str, str]:
+        return stage_keys(load_recipe(folder), run)
+
+    def changed(old: str, new: str) -> list[str]:
+        before = keys()
+        edit(folder / "recipe.toml", old, new)
+        after = keys()
+        return [name for name in before if before[name] != after[name]]
+
+    assert changed("turns = 2", "turns = 3")[0] == "teach"
+    assert changed("turns = 3", "turns = 3\ntemperature = 0.0")[0] == "teach"
+    assert changed('"curt", ', "")[0] == "prompts"
+    edit(folder / "recipe.toml", 'scorer = "goal"\n', "")
+    text = (folder / "recipe.toml").read_text(encoding="utf-8")
+    start, end = text.index("[user]"), text.index("[teach]")
+    (folder / "recipe.toml").write_text(text[:start] + "[user]\n" + text[end:], encoding="utf-8")
+    assert changed("[user]\n", "") == [], "a table that says nothing leaves runs of an earlier version as they were"
+
+
+def test_check_says_who_goes_on_and_refuses_what_cannot_work(folder: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", offline=True)
+    (line,) = [one.found for one in check(load_recipe(folder), run) if one.what == "user"]
+    assert line.endswith("; up to 2 messages behind those of 12 of 12 rows, 3 personas")
+    edit(folder / "recipe.toml", 'goal = "the light is on"\n', "")
+    with pytest.raises(InvalidInput, match="no row has a goal"):
+        require_user(load_recipe(folder))
+    row = {"messages": [{"role": "user", "content": "hm"}], "goal": "it is dark"}
+    (folder / "prompts.jsonl").write_bytes(json_lines([row]))
+    with pytest.raises(InvalidInput, match=r"eval\.jsonl: no row has a goal"):
+        require_user(load_recipe(folder))
+    (folder / "eval.jsonl").write_bytes(json_lines([row]))
+    assert "1 of 1 rows" in require_user(load_recipe(folder))
+    edit(folder / "recipe.toml", "seed = 7\n", 'seed = 7\nschema_file = "schema.json"\n')
+    with pytest.raises(InvalidInput, match="closed set"):
+        require_user(load_recipe(folder))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("turns = 2", "turns = 0", "'goal' is told by who plays the user"),
+        ("max_tokens = 12\nslots", "max_tokens = 12\ntemperature = 1.0\nsamples = 2\nslots", "none can vote"),
+        ("slots = 4\n\n[curate]", 'slots = 4\nretries = 1\n\n[curate]\nright_by = "number"', "neither tried again"),
+        ("turns = 2", 'turns = 2\nurl = "http://127.0.0.1:1/v1"', "name it"),
+        ("turns = 2", 'turns = 2\nmodel = "m"\nbackend = "openai"', "url belongs to"),
+        ("[user]", '[tools]\nfile = "tools.json"\n\n[user]', "waits for what comes of a call"),
+    ],
+)
+def test_a_recipe_whose_user_could_not_go_on_is_refused(folder: Path, old: str, new: str, problem: str) -> None:
+    edit(folder / "recipe.toml", old, new)
+    with pytest.raises(InvalidInput, match=problem):
+        load_recipe(folder)
+
+
+def test_what_the_user_wants_leaves_the_machine_with_its_player_alone(folder: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", offline=True)
+    (folder / "prompts.jsonl").write_bytes(rows(PROMPTS[:2], goal="write to anna@example.com"))
+    assert require_private(load_recipe(folder), run) == "stays on this machine"
+    server = 'turns = 2\nmodel = "m"\nbackend = "openai"\nurl = "https://models.example.com/v1"'
+    edit(folder / "recipe.toml", "turns = 2", server)
+    with pytest.raises(Unsafe, match="personal data"):
+        require_private(load_recipe(folder), run)
+
+
+def test_conversations_are_in_no_file_of_rows(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"user\.turns"):
+        asked_keys(load_recipe(folder), Run(tmp_path / "run", offline=True), silent)
+
+
+# -- through the stages
+
+
+def test_rows_hold_the_conversation_and_the_reason_why_one_is_not_learned(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teacher and player are scripts, so that conversations go somewhere; all else is a run."""
+    edit(folder / "recipe.toml", 'skip = ["turn limit", "user gave up", "repetition"]', "")
+    edit(folder / "recipe.toml", "valid_share = 0.2", "valid_share = 0.0")
+    texts = ["A lamp for the hall, please", "Which heater is the best one?", "My radio makes a noise", "Fan!"]
+    (folder / "prompts.jsonl").write_bytes(rows(tuple(texts)))
+    ends = [[goes_on("In blue?"), DONE], [goes_on("Why?"), goes_on("And?"), goes_on("So?")]]
+    ends += [[{"state": "gives up", "message": ""}], [goes_on("Fan.")]]
+    script, words = Teacher(), dict(zip(texts, ends, strict=True))
+
+    class Scripted:
+        def complete(
+            self, prompts: Iterable[Prompt], settings: Any, seed: int, wanted: Any = None
+        ) -> Iterator[Completion]:
+            return script.ask(prompts)
+
+        def close(self) -> None: ...
+
+    class Playing:
+        asked = 0
+
+        def complete(self, prompts: Iterable[Prompt], settings: Any, seed: int) -> Iterator[Completion]:
+            assert settings.temperature == 0.7
+            for prompt in prompts:
+                Playing.asked += 1
+                turns = json.loads(prompt.text)["conversation"]
+                place = sum(turn["role"] == "assistant" for turn in turns) - 1
+                line = words[turns[0]["content"]][place]
+                yield Completion(prompt.id, json.dumps(line), "stop", 1, 1, 0.0)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(teach, "load_teacher", lambda task: Scripted())
+    monkeypatch.setattr("edgedistill.stages.candidates.load_teacher", lambda task: Playing())
+    for stage in ("prompts", "teach", "curate"):
+        run, _ = run_recipe(folder, RunSettings(runs=tmp_path / "runs", offline=True, only=stage), silent)
+    (row,) = [row for _, row in read_rows(run.folder("curate") / "train.jsonl")]
+    assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * 2
+    assert [message["content"] for message in row["messages"]][2] == "In blue?"
+    rejected = {
+        row["messages"][0]["content"]: (row["_ed"]["reason"], row["_ed"]["what"])
+        for _, row in read_rows(run.folder("curate") / "rejected.jsonl")
+    }
+    assert rejected == {
+        texts[1]: ("turn limit", "the user had not reached its goal"),
+        texts[2]: ("user gave up", "the user gave up"),
+        texts[3]: ("user gave up", "the user said the same again"),
+    }
+    asked = len(script.asked), Playing.asked
+    again = RunSettings(runs=tmp_path / "runs", offline=True, only="teach", redo_from="teach")
+    run_recipe(folder, again, silent)
+    assert (len(script.asked), Playing.asked) == asked, "what is stored is not asked again"
+
+
+def test_a_conversation_with_a_user_goes_through_all_stages(folder: Path, tmp_path: Path) -> None:
+    """The real path, on models that talk nonsense: whatever they say, each conversation ends and is told how."""
+    edit(folder / "recipe.toml", "seed = 7\n", 'seed = 7\nschema_file = "schema.json"\n')
+    edit(folder / "recipe.toml", "slots = 4", "slots = 4\nclosed = false")
+    edit(folder / "recipe.toml", "max_tokens = 12", "max_tokens = 40")
+    (folder / "eval.jsonl").write_bytes(rows(EVAL[:16]))
+    run, _ = run_recipe(folder, RunSettings(runs=tmp_path / "runs", offline=True), silent)
+    with Store(run.folder("teach") / "teacher.sqlite", read_only=True) as store:
+        words = [one.text for _, one in store.rows() if one.text.startswith('{"state"')]
+    assert words
+    learned = [row for name in ("train", "valid") for _, row in read_rows(run.folder("curate") / f"{name}.jsonl")]
+    for row in learned:
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+    evaluation = read_json(run.folder("evaluate") / "evaluation.json")
+    assert evaluation["scorer"] == "goal"
+    assert all(person["eval"]["score"] is not None for person in evaluation["candidates"])
