@@ -304,9 +304,11 @@ def _student(recipe: Recipe, run: Run) -> str:
     answers = len(asked) + recipe.teach.retries + user.turns
     heard = recipe.teach.retries * TOLD + user.turns * user.max_tokens
     if row.start + answers * recipe.teach.max_tokens + heard > recipe.train.max_length:
+        said = f" and {user.turns} x user.max_tokens ({user.max_tokens})" if user.turns else ""
         raise InvalidInput(
             f"{recipe.path}: the longest prompt ({row.start} tokens) and {answers} x teach.max_tokens "
-            f"({recipe.teach.max_tokens}) exceed train.max_length ({recipe.train.max_length}): {longest.text[:60]!r}",
+            f"({recipe.teach.max_tokens}){said} exceed train.max_length ({recipe.train.max_length}): "
+            f"{longest.text[:60]!r}",
             "Raise train.max_length, or shorten the prompt.",
         )
     steps = f" (and up to {recipe.tools.steps} answers with calls, and their results, which are not counted)"
