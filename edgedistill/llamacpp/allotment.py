@@ -2,8 +2,9 @@
 
 llama.cpp's mixtures follow one rule for all models. Here the tensors are taken in groups (a role in a quarter of the
 layers). Of each group is measured how far the model moves if that group alone is rounded as the mixture does it, all
-others to 8 bits. With other types the divergence changes as the weighed rounding error does (that it is nearly linear
-in it, group by group: arXiv 2411.17525). Then bits go where a byte takes most of the divergence away.
+others to 8 bits; where the mixture rounds so finely that nothing would show, to 4 bits. With other types the divergence
+changes as the weighed rounding error does (that it is nearly linear in it, group by group: arXiv 2411.17525). Then bits
+go where a byte takes most of the divergence away.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ ALL_BUT_ONE = "Q8_0"  # what the other groups are rounded to: nearly nothing is 
 AT_A_TIME = 4  # mixtures that are measured in one pass
 MOST_BYTES = 2**31  # ... of so many bytes together
 OPTIONS = ("Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
+FINE = ("Q6_K", "Q8_0")  # rounded so, a group does too little to be measured
+COARSE = ("Q4_K", "IQ4_NL")  # what it is measured in instead, the first that its rows divide into
 PLAIN = ("F32", "F16", "BF16")
 LEAST = 1e-3  # of the mean damage: what a group is taken for that seems to do none
 LAYER = re.compile(r"^blk\.(\d+)\.(.+)\.weight$")
@@ -59,12 +62,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that get one type, and what they cost as the plain mixture has them."""
+    """Tensors that get one type, and what they are measured in."""
 
     tensors: tuple[GgufTensor, ...]
     """As the source has them."""
     types: Mapping[str, str]
-    """As the mixture has them."""
+    """As the mixture has them, or coarser."""
 
 
 def allotted(source: Path, mixture: Path, limit: int, by: Weighed, progress: Progress) -> dict[str, str]:
@@ -78,7 +81,10 @@ def allotted(source: Path, mixture: Path, limit: int, by: Weighed, progress: Pro
     if not names:
         raise InvalidInput(f"{mixture}: nothing in it is quantized", "Take a smaller type.")
     groups = [
-        Group(tuple(before.tensors[name] for name in part), {name: after.tensors[name].kind for name in part})
+        Group(
+            tuple(before.tensors[name] for name in part),
+            {name: _measured_in(before.tensors[name], after.tensors[name].kind) for name in part},
+        )
         for part in groups_of(names)
     ]
     with tempfile.TemporaryDirectory(dir=mixture.parent, prefix=".mixtures-") as folder:
@@ -92,6 +98,16 @@ def allotted(source: Path, mixture: Path, limit: int, by: Weighed, progress: Pro
         for group, option in zip(groups, chosen, strict=True)
         for tensor in group.tensors
     }
+
+
+def _measured_in(tensor: GgufTensor, kind: str) -> str:
+    if kind not in FINE:
+        return kind
+    return next((coarse for coarse in COARSE if _divides(tensor, coarse)), kind)
+
+
+def _divides(tensor: GgufTensor, kind: str) -> bool:
+    return tensor.shape[-1] % block_of(kind)[0] == 0
 
 
 def exact_pattern(name: str) -> str:
@@ -167,7 +183,7 @@ def _options(source: Path, group: Group, damage: float, importance: Importance |
     plain = error(group.types) or 1.0
     found = []
     for kind in OPTIONS:
-        if all(tensor.shape[-1] % block_of(kind)[0] == 0 for tensor in group.tensors):
+        if all(_divides(tensor, kind) for tensor in group.tensors):
             size = sum(tensor_bytes(tensor, kind) for tensor in group.tensors)
             share = error({tensor.name: kind for tensor in group.tensors}) / plain
             found.append(Option(kind, size, damage * share))
@@ -186,7 +202,7 @@ def _numbers(tensor: GgufTensor) -> int:
 
 
 def _damages(source: Path, groups: Sequence[Group], by: Weighed, folder: Path, progress: Progress) -> list[float]:
-    """How far the model moves if one group alone is rounded as the mixture has it; its files go to `folder`."""
+    """How far the model moves if one group alone is rounded to its types; the files go to `folder`."""
     everywhere = folder / "all.gguf"
     quantize(source, everywhere, ALL_BUT_ONE, by.threads, Mixture(by.importance))
     (before,) = divergence_between(source, [everywhere], by.texts, by.threads, _silent)
