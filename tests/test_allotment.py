@@ -18,7 +18,7 @@ from pico import pico_gguf, silent
 from edgedistill.cli import cli
 from edgedistill.contract import QuantizeSettings
 from edgedistill.errors import InvalidInput
-from edgedistill.llamacpp import reader
+from edgedistill.llamacpp import allotment, reader
 from edgedistill.llamacpp.allotment import Option, cheapest, exact_pattern, groups_of
 from edgedistill.llamacpp.blocks import block_of, quantized_rows, rounding_error, tensor_bytes
 from edgedistill.llamacpp.comparison import ScoredText
@@ -110,6 +110,26 @@ def test_the_rounding_error_falls_with_the_bits_and_heeds_the_importance(source:
 def test_blocks_have_ggmls_sizes() -> None:
     assert block_of("Q8_0") == (32, 34)
     assert block_of("Q4_K") == (256, 144)
+
+
+@needs_llama_cpp
+def test_what_a_mixture_rounds_finely_is_weighed_where_something_shows(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture = tmp_path / "q.gguf"
+    quantizing.quantize(source, mixture, "Q4_K_M", 1)
+    weighed: dict[str, str] = {}
+
+    def noting(source: Path, out: Path, name: str, threads: int, how: quantizing.Mixture) -> None:
+        weighed.update(how.tensor_types)
+        quantizing.quantize(source, out, name, threads, how)
+
+    monkeypatch.setattr(allotment, "quantize", noting)
+    by = allotment.Weighed(TEXTS[:2], None, 1)
+    allotment.allotted(source, mixture, mixture.stat().st_size, by, silent)
+    has = {name: tensor.kind for name, tensor in reader.read_gguf(mixture).tensors.items() if tensor.kind != "F32"}
+    assert {"Q4_K", "Q6_K"} <= set(has.values())
+    assert weighed == {exact_pattern(name): "Q4_K" if kind == "Q6_K" else kind for name, kind in has.items()}
 
 
 @needs_llama_cpp
