@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pico import silent
+from pico import pico_gguf, silent
 from pico_recipe import EVAL, PROMPTS, PicoModels, edit, own_copy, rows, write_pico_recipe
 from test_dialogue import Kept
+from test_estimate import dry_run
 from test_trajectories import Runner, called
 
 from edgedistill.errors import InvalidInput, Unsafe
@@ -27,7 +28,8 @@ from edgedistill.stages.dialogue import conversed
 from edgedistill.stages.on_offer import wanting
 from edgedistill.stages.privacy import require_private
 from edgedistill.stages.rows import asked_keys
-from edgedistill.stages.simulated_user import Player, Talk, goal_scores, require_user
+from edgedistill.stages.scorer_desk import Desk
+from edgedistill.stages.simulated_user import Player, Talk, goal_scores, player_identity, playing, require_user
 from edgedistill.stages.steps import in_steps, keep, kept
 from edgedistill.stages.trajectories import Loop, ignored
 from edgedistill.store import Store
@@ -359,6 +361,28 @@ def test_what_the_user_wants_leaves_the_machine_with_its_player_alone(folder: Pa
 def test_conversations_are_in_no_file_of_rows(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"user\.turns"):
         asked_keys(load_recipe(folder), Run(tmp_path / "run", offline=True), silent)
+
+
+def test_a_dry_run_says_that_it_counts_first_answers(folder: Path, tmp_path: Path) -> None:
+    found = dry_run(folder, tmp_path / "runs")
+    assert "First answers alone are counted, not up to 2 messages of the user a row" in found.stdout, found.output
+    counted = json.loads(dry_run(folder, tmp_path / "runs", "--json").stdout)["counted"]
+    assert counted == "first answers"
+
+
+def test_another_player_is_asked_anew(folder: Path, models: PicoModels, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", offline=True)
+    first = player_identity(load_recipe(folder), True)
+    keys = stage_keys(load_recipe(folder), run)
+    other = pico_gguf(tmp_path / "other.gguf", "qwen2", tied=False, seed=9)
+    edit(folder / "recipe.toml", "turns = 2", f'turns = 2\nmodel = "{other}"')
+    recipe = load_recipe(folder)
+    assert player_identity(recipe, True) not in (first, None)
+    assert stage_keys(recipe, run)["teach"] != keys["teach"]
+    assert stage_keys(recipe, run)["prompts"] == keys["prompts"]
+    with Store(tmp_path / "desk.sqlite") as desk, playing(recipe, Desk(desk, True, tmp_path, silent)) as player:
+        assert player is not None
+        assert player.identity == player_identity(recipe, True), "check, dry run and teach mean the same player"
 
 
 # -- through the stages
