@@ -120,7 +120,7 @@ def test_the_user_goes_on_until_it_has_what_it_wants(store: Store) -> None:
     assert spoken(answer) == [*turns, ("user", "how much?")]
     assert [len(one["conversation"]) for one in user.shown] == [2, 4, 6]
     assert {(one["persona"], one["goal"]) for one in user.shown} == {("curt", "a lamp that works")}
-    assert user.shown[0]["conversation"][0] == {"role": "user", "content": "a lamp?"}
+    assert user.shown[0]["conversation"][0] == {"role": "you", "content": "a lamp?"}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_calls_are_run_before_the_user_hears_the_answer(store: Store) -> None:
     assert (answer.text, answer.ended, runner.ran) == ("It is ten.", "done", ["now", "now"])
     roles = [message.role for message in answer.steps]
     assert roles == ["assistant", "tool", "assistant", "user", "assistant", "tool"]
-    assert [turn["role"] for turn in user.shown[-1]["conversation"]] == ["user", "assistant"] * 2
+    assert [turn["role"] for turn in user.shown[-1]["conversation"]] == ["you", "assistant"] * 2
     (stuck,) = talked(Caller(), User([DONE], store), asks("no loop?", tools=TOOLS))
     assert stuck.ended == ""  # a call that nobody runs
 
