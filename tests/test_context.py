@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pico import edited, pico_hf_folder, reconfigured, silent
 from pico_recipe import PicoModels, write_pico_recipe
+from tiny_models import TINY, tiny_folder
 
 from edgedistill.errors import EdgeDistillError, InvalidInput
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings, fits_context
+from edgedistill.llamacpp.context import Context, ContextSettings
+from edgedistill.llamacpp.layout import Layout
 from edgedistill.llamacpp.model import LlamaModel
+from edgedistill.llamacpp.prefix import PREFIX, ROWS, decode_prefix
 from edgedistill.llamacpp.sampling import Sampling
 from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
 from edgedistill.preflight import check
 from edgedistill.recipe import load_recipe
-from edgedistill.records import Message, Prompt
+from edgedistill.records import Message, Prompt, user_prompt
 from edgedistill.run import Run
 
 LIMIT = 192  # tokens that the pico model of these tests was trained on
@@ -62,3 +69,39 @@ def test_a_file_that_llama_cpp_cannot_load_is_named(tmp_path: Path) -> None:
     with pytest.raises(EdgeDistillError, match=r"broken\.gguf: llama\.cpp cannot load it") as caught:
         LlamaModel(tmp_path / "broken.gguf")
     assert "\n" not in caught.value.message
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose state cannot step back."""
+    folder = tmp_path_factory.mktemp("recurrent")
+    write_gguf(tiny_folder(folder / "hf", TINY["lfm2"]), folder / "lfm2.gguf", GgufMetadata(name="Tiny"), silent)
+    return folder / "lfm2.gguf"
+
+
+def test_a_recurrent_state_holds_a_shared_prompt_and_nothing_more(recurrent: Path) -> None:
+    shared, own = [5 + 7 * place % 100 for place in range(ROWS * 2 + 3)], [7, 9, 11]
+
+    def logits(prefix: list[int], rest: list[int]) -> NDArray[np.float32]:
+        with closing(Context(model, ContextSettings(cells=256, sequences=2, threads=1))) as context:
+            decode_prefix(context, None, prefix)
+            context.copy(PREFIX, 1, len(prefix))
+            context.batch.clear()
+            end = context.batch.add(rest, len(prefix), 1, 1)
+            context.decode()
+            return context.logits(end - 1).copy()
+
+    with LlamaModel(recurrent) as model:
+        assert np.abs(logits(shared, own) - logits([], [*shared, *own])).max() < 1e-3
+
+
+def test_a_recurrent_state_is_begun_anew_for_each_prompt(recurrent: Path) -> None:
+    texts = ("turn on the light", "turn on the light in the hall", "turn on the radio")
+    with Answerer(recurrent, [], None, AnswererSettings(1)) as answerer:
+        asked = [answerer.request(user_prompt(text), Sampling(8)) for text in texts]
+        with answerer.engine(Layout(1, split=False), asked) as engine:
+            together = {one.id: one.tokens for one in engine.run(asked)}
+        for request in asked:
+            with answerer.engine(Layout(1, split=False), [request]) as engine:
+                (answer,) = engine.run([request])
+            assert together[request.id] == answer.tokens

@@ -151,7 +151,7 @@ class Answerer:
             jump=jump,
             split=layout.split,
             flash_attention=flash(self._settings, layout),
-            reuse=slots == 1 and not layout.split,
+            reuse=slots == 1 and not layout.split and self.model.can_step_back,
         )
         return BatchEngine(self.model, settings, self.shared.tokens, self._grammar)
 

@@ -92,6 +92,11 @@ class Context:
             self._lib.llama_free(self.handle)
             self.handle = None
 
+    @property
+    def can_step_back(self) -> bool:
+        """Whether `cut` may leave a beginning of a sequence."""
+        return self._model.can_step_back
+
     def copy(self, source: int, target: int, end: int = -1) -> None:
         """Make `target` hold what `source` holds before position `end`. `target` must be empty."""
         if self.settings.split:  # a stream is copied whole
@@ -102,7 +107,7 @@ class Context:
             self._lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
     def cut(self, sequence: int, start: int = -1) -> None:
-        """Forget a sequence from position `start` on, or all of it."""
+        """Forget a sequence from position `start` on, where the model can step back, or all of it."""
         self._lib.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
     def decode(self) -> None:

@@ -88,6 +88,12 @@ class LlamaModel:
         return int(self._lib.llama_model_n_ctx_train(self.handle))
 
     @property
+    def can_step_back(self) -> bool:
+        """Whether the end of a sequence can be forgotten: a recurrent state holds all that was read, or nothing."""
+        lib, handle = self._lib, self.handle
+        return not (lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle))
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that one token takes in a context of 16-bit cells."""
         lib, handle = self._lib, self.handle

@@ -87,21 +87,22 @@ def decode_prefix(context: Context, cache: PrefixCache | None, prefix: Sequence[
     """Make sequence 0 of a new context hold the prefix; whether it was read from the cache instead of computed.
 
     Every row of it is computed in a whole group, as it would be within a longer prompt: so answers behind it are, bit
-    by bit, those that a loop over single prompts gets.
+    by bit, those that a loop over single prompts gets. Not so where the rows that fill the last group could not be
+    forgotten again, and where somebody looks on, who shall see the prefix alone.
     """
     if cache is not None and cache.restore(context.handle, prefix):
         return True
     context.cut(PREFIX)  # what a failed restore may have left
     step = context.batch.capacity
-    more = min(-len(prefix) % ROWS, context.settings.cells - len(prefix))
-    if context.settings.watch is not None:  # whoever looks on shall see the prefix alone
-        more = 0
+    fills = context.can_step_back and context.settings.watch is None
+    more = min(-len(prefix) % ROWS, context.settings.cells - len(prefix)) if fills else 0
     whole = [*prefix, *list(prefix[-1:]) * more]
     for start in range(0, len(whole), step):
         context.batch.clear()
         context.batch.add(whole[start : start + step], start, PREFIX, 0)
         context.decode()
-    context.cut(PREFIX, len(prefix))
+    if more:
+        context.cut(PREFIX, len(prefix))
     if cache is not None:
         cache.keep(context.handle, prefix)
     return False
