@@ -2,8 +2,8 @@
 
 Added wall: a pass of the 16-bit model and a quant over the text, with and without looking on, in turns. Quality: Q4_K_M
 of the same model with either matrix, each made on the same text, compared with 16 bits on another one. The matrices
-differ by the last token of each chunk, which our pass has no need of; the ratio of both divergences has a bootstrap
-interval over the chunks, and ours counts as worse where all of it is above 1.
+differ by the last token of each chunk, which our pass has no need of; `kl_interval` is the bootstrap interval of the
+ratio over the chunks, to see by it what a ratio near 1 means.
 """
 
 from __future__ import annotations
@@ -71,18 +71,18 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         quantize(source, made[-1], options.type, threads, Mixture(folder / f"{side}.gguf"))
     found = divergence_between(source, [*made, plain], others, threads, lambda *_: None)
     ours, theirs, without = (one.mean for one in found)
-    best, worst = _interval(found[0].kl, found[1].kl)
+    kl_low, kl_high = _interval(found[0].kl, found[1].kl)
     finish(
         "Q6",
         {"added": round(ratio - 1, 4), "kl": round(ours / theirs, 4)},
         {"added": ADDED, "kl": WORSE},
-        ratio - 1 <= ADDED and best <= WORSE,
+        ratio - 1 <= ADDED and ours <= theirs * WORSE,
         peer="llama-imatrix on the same text, in a process of its own",
         unit="share of the pass's wall; x the KL with the peer's matrix",
         n=len(looking),
         interval=[round(low - 1, 4), round(high - 1, 4)],
         seconds={"with": looking, "without": alone, "llama-imatrix": separate},
-        kl_interval=[round(best, 4), round(worst, 4)],
+        kl_interval=[round(kl_low, 4), round(kl_high, 4)],
         kl={"ours": ours, "llama-imatrix": theirs, "no matrix": without},
         model=options.model,
         type=options.type,
