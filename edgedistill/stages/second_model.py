@@ -1,4 +1,5 @@
-"""A model beside those that answer, which is asked about what they said: a judge, or one that plays the user.
+"""A model beside those that answer, which is asked about what they said: a judge, or one that plays the user or
+the tools.
 
 What others wrote is data for it: it stands in JSON, in which no text can end its own place.
 """
