@@ -121,15 +121,12 @@ def _several(recipe: Recipe, run: Run) -> str:
     count = recipe.teach.samples * len(recipe.teachers)
     if count == 1:
         return f"one to each prompt{passes.replace(' by ', ', if it passes ', 1)}"
+    best = "the judge's choice" if settings.judge_chooses else "the first valid one"
     how = {
         "vote": f"a vote on {'whole answers' if settings.vote_by == 'answer' else 'each field'}"
         + (f", at least {settings.agreement:g} of the votes" if settings.agreement else ""),
         "agree": "kept where all are equal",
-        "best": "the best"
-        if has_verifier
-        else "the judge's choice"
-        if settings.judge_chooses
-        else "the first valid one",
+        "best": "the best" if has_verifier else best,
         "shortest": "the shortest that is right",
         "union": "every different one is kept",
     }

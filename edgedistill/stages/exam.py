@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from ..chat import with_system
 from ..recipe import Recipe
@@ -50,7 +51,7 @@ def unmarked(recipe: Recipe) -> str:
 
 def _asked(recipe: Recipe) -> list[Prompt]:
     rows = (row for row in iter_prompts(recipe.file(recipe.evaluate.file)) if len(places(row.messages)) == 1)
-    return [row for row in rows if row.expected is not None][: recipe.train.score_prompts]
+    return list(islice((row for row in rows if row.expected is not None), recipe.train.score_prompts))
 
 
 def _marks(recipe: Recipe, asked: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
