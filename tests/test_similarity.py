@@ -6,13 +6,16 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedistill.errors import Stopped
-from edgedistill.similarity import SimilarTexts, Twin, in_blocks, jaccard, normalised, shingles
+from edgedistill.similarity import SimilarTexts, Twin, in_blocks, jaccard, normalised, postings, shingles
 from edgedistill.similarity import seen as seen_texts
+from edgedistill.similarity.postings import Postings
+from edgedistill.similarity.sketches import LARGEST_MISS, MOST_BANDS, PERMUTATIONS, Sketcher, banding
 
 WORDS: tuple[str, ...] = (
     "please",
@@ -164,8 +167,8 @@ def first_twins(texts: list[str], threshold: float) -> list[Twin | None]:
 def test_screening_finds_what_comparing_every_pair_finds(
     threshold: float, longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("READ", "PAIRS"):
-        monkeypatch.setattr(seen_texts, name, 37)  # so that the files are read in several parts
+    for name in ("IN_MEMORY", "MERGED", "PAIRS"):
+        monkeypatch.setattr(postings, name, 37)  # so that keys are in files, merged and found in several parts
     texts = texts_of_all_lengths(300, longest)
     rows = [(str(number), text) for number, text in enumerate(texts)]
     with SimilarTexts(threshold, tmp_path, texts[::10]) as seen:
@@ -180,6 +183,54 @@ def test_blocks_hold_so_many_rows_or_letters(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(seen_texts, "BLOCK_CHARACTERS", 10)
     texts = ["a", "bb", "c", "d", "a" * 30, "e"]
     assert list(in_blocks(iter(texts), str)) == [["a", "bb", "c"], ["d", "a" * 30], ["e"]]
+
+
+@given(st.lists(st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 5), max_size=9), max_size=12), st.integers(2, 40))
+def test_postings_find_every_text_with_the_same_key(
+    tmp_path_factory: pytest.TempPathFactory, added: list[list[int]], size: int
+) -> None:
+    """Of keys added in any parts, held in memory or in files: each pair that shares one, and no other."""
+    asked = [0, 3, 2**32 - 1, *(keys[0] for keys in added if keys)]
+    folder = tmp_path_factory.mktemp("postings")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("IN_MEMORY", "MERGED", "PAIRS"):
+            patch.setattr(postings, name, size)
+        there = Postings(folder)
+        for text, keys in enumerate(added):
+            there.add(np.array(keys, dtype=np.uint32), np.full(len(keys), text))
+        found = there.pairs(np.array(asked, dtype=np.uint32), np.arange(len(asked)))
+        pairs = {pair for mine, theirs in found for pair in zip(mine.tolist(), theirs.tolist(), strict=True)}
+    files = len(list(folder.iterdir()))
+    there.close()
+    assert pairs == {(one, text) for one, key in enumerate(asked) for text, keys in enumerate(added) if key in keys}
+    assert files <= sum(map(len, added)).bit_length()
+
+
+@pytest.mark.parametrize("threshold", [0.8, 0.85, 0.9, 0.95, 0.99, 1.0])
+def test_long_texts_have_as_many_bands_as_their_threshold_needs(threshold: float) -> None:
+    bands, size = banding(threshold)
+    assert bands <= MOST_BANDS
+    assert bands * size <= PERMUTATIONS
+    assert (1 - threshold**size) ** bands <= LARGEST_MISS
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-200, 0.3])
+def test_bands_for_low_thresholds_are_few_enough(threshold: float) -> None:
+    assert banding(threshold) == (MOST_BANDS, 4)
+
+
+def test_long_texts_of_the_same_common_words_share_hardly_a_key() -> None:
+    """Else each of many texts is looked at for each of as many others."""
+    source = random.Random(3)
+    common = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(150)]
+    texts = [" ".join(source.choices(common, k=100)) for _ in range(400)]
+    similar = sorted(jaccard(shingles(texts[0]), shingles(text)) for text in texts[1:])
+    assert 0.15 < similar[200] < 0.4  # they are not so different
+    (sketches,) = Sketcher(texts).sketch(texts, 0.85)
+    there = Postings(Path())  # too few for a file
+    there.add(sketches.keys, sketches.owners)
+    pairs = sum(len(mine) for mine, _ in there.pairs(sketches.keys, sketches.owners))
+    assert len(texts) <= pairs < 1.5 * len(texts)
 
 
 def test_a_full_disk_stops_in_one_line(small_disk: Callable[[int], Path]) -> None:

@@ -1,6 +1,7 @@
-"""Texts seen so far, searched by similarity in memory that does not grow with them.
+"""Texts seen so far, searched by similarity.
 
-What is known of them lies in files, which are read from end to end once for each block of new texts.
+What is known of them lies in files. Of these only what shares a key with a new text is looked at, so that the search
+takes hardly longer the more texts there are.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..run import no_room
+from .postings import Postings
 from .sketches import TEXT, Sketcher, Sketches, as_bytes, most_differing, near
 from .words import jaccard, shingles_of
 
@@ -27,11 +28,7 @@ __all__ = ["SimilarTexts", "Twin", "in_blocks"]
 # what is in memory at a time
 BLOCK = 8192  # new texts
 BLOCK_CHARACTERS = 1 << 22
-READ = 8192  # earlier texts
-PAIRS = 1 << 19
-FILTER_BITS = 22
 
-Indices = NDArray[np.int64]
 Candidates = dict[int, set[tuple[bool, int, int, int]]]
 T = TypeVar("T")
 
@@ -77,11 +74,12 @@ class SimilarTexts:
         self._count = self._written = 0
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="similar.partial-", dir=where))
-            self._keys, self._texts, self._words = (
-                (self._folder / name).open("w+b", buffering=0) for name in ("keys.bin", "texts.bin", "words.txt")
+            self._texts, self._words = (
+                (self._folder / name).open("w+b", buffering=0) for name in ("texts.bin", "words.txt")
             )
         except OSError as error:
             raise no_room(where, error) from error
+        self._postings = Postings(self._folder)
 
     def __enter__(self) -> SimilarTexts:
         return self
@@ -91,7 +89,8 @@ class SimilarTexts:
 
     def close(self) -> None:
         """Remove the files."""
-        for file in (self._keys, self._texts, self._words):
+        self._postings.close()
+        for file in (self._texts, self._words):
             file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -141,16 +140,13 @@ class SimilarTexts:
         texts["length"] = lengths
         texts["start"] = self._written + np.cumsum(lengths) - lengths
         try:
-            for file, data in (
-                (self._keys, sketches.keys.tobytes()),
-                (self._texts, texts.tobytes()),
-                (self._words, b"".join(words)),
-            ):
+            for file, data in ((self._texts, texts.tobytes()), (self._words, b"".join(words))):
                 file.seek(0, os.SEEK_END)
                 if file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise no_room(self._folder, error) from error
+        self._postings.add(sketches.keys, sketches.owners + self._count)
         self._count += len(texts)
         self._written += int(lengths.sum())
 
@@ -159,18 +155,13 @@ class SimilarTexts:
         found: Candidates = defaultdict(set)
         if not self._count:
             return found
-        index = _KeyIndex(sketches)
-        self._keys.seek(0)
-        self._texts.seek(0)
-        for first in range(0, self._count, READ):
-            texts = np.fromfile(self._texts, dtype=TEXT, count=min(READ, self._count - first))
-            keys = np.fromfile(self._keys, dtype=np.uint64, count=int(texts["keys"].sum()))
-            for pairs in index.pairs(keys, texts["keys"]):
-                mine, theirs = near(sketches.texts, texts, pairs, self._threshold)
-                differs = texts["exact"][theirs] != sketches.texts["exact"][mine]
-                columns = differs, theirs + first, texts["start"][theirs], texts["length"][theirs]
-                for row, *one in zip(mine.tolist(), *(column.tolist() for column in columns), strict=True):
-                    found[row].add(tuple(one))
+        texts = np.memmap(self._texts, dtype=TEXT, mode="r")
+        for pairs in self._postings.pairs(sketches.keys, sketches.owners):
+            mine, theirs = near(sketches.texts, texts, pairs, self._threshold)
+            differs = texts["exact"][theirs] != sketches.texts["exact"][mine]
+            columns = differs, theirs, texts["start"][theirs], texts["length"][theirs]
+            for row, *one in zip(mine.tolist(), *(column.tolist() for column in columns), strict=True):
+                found[row].add(tuple(one))
         return found
 
     def _earlier_twin(self, words: str, candidates: set[tuple[bool, int, int, int]]) -> Twin | None:
@@ -223,38 +214,6 @@ def _shared_keys(sketches: Sketches) -> list[list[int]]:
     is_same = ordered[1:] == ordered[:-1]
     is_shared = np.zeros(len(ordered), dtype=np.bool_)
     is_shared[order[1:][is_same]] = is_shared[order[:-1][is_same]] = True
-    owners = np.repeat(np.arange(len(sketches)), sketches.texts["keys"])[is_shared]
-    ends: list[int] = np.cumsum(np.bincount(owners, minlength=len(sketches))).tolist()
+    ends: list[int] = np.cumsum(np.bincount(sketches.owners[is_shared], minlength=len(sketches))).tolist()
     keys: list[int] = sketches.keys[is_shared].tolist()
     return [keys[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
-class _KeyIndex:
-    """The keys of some texts, in which those of others are looked up."""
-
-    def __init__(self, sketches: Sketches) -> None:
-        order = np.argsort(sketches.keys, kind="stable")
-        self._keys = sketches.keys[order]
-        self._owners: Indices = np.repeat(np.arange(len(sketches)), sketches.texts["keys"])[order]
-        self._shift = np.uint64(64 - FILTER_BITS)
-        self._is_there = np.zeros(1 << FILTER_BITS, dtype=np.bool_)
-        self._is_there[self._keys >> self._shift] = True
-
-    def pairs(self, keys: NDArray[np.uint64], counts: NDArray[np.uint32]) -> Iterator[tuple[Indices, Indices]]:
-        """Every pair (mine, theirs) that shares a key, in pieces; as often as it shares one.
-
-        `counts` are how many of the keys each of the other texts has.
-        """
-        places = np.flatnonzero(self._is_there[keys >> self._shift])
-        owners = np.repeat(np.arange(len(counts)), counts)[places]
-        starts = np.searchsorted(self._keys, keys[places], "left")
-        sizes = np.searchsorted(self._keys, keys[places], "right") - starts
-        pieces = np.cumsum(sizes) // PAIRS
-        for piece in np.unique(pieces[sizes > 0]):
-            chosen = (pieces == piece) & (sizes > 0)
-            yield self._expanded(owners[chosen], starts[chosen], sizes[chosen])
-
-    def _expanded(self, theirs: Indices, starts: Indices, sizes: Indices) -> tuple[Indices, Indices]:
-        ends = np.cumsum(sizes)
-        steps = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
-        return self._owners[np.repeat(starts, sizes) + steps], np.repeat(theirs, sizes)

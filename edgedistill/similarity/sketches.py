@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
+from math import ceil, log
 from typing import TypeVar
 
 import numpy as np
@@ -17,12 +19,13 @@ from numpy.typing import NDArray
 
 from .words import SHINGLE, normalised
 
-__all__ = ["TEXT", "Sketcher", "Sketches", "as_bytes", "most_differing", "near"]
+__all__ = ["TEXT", "Sketcher", "Sketches", "as_bytes", "banding", "most_differing", "near"]
 
 LONG = 256  # shingles; pairs of longer texts are found by MinHash
-PERMUTATIONS = 256
-BANDS = 32
+PERMUTATIONS = 408
+MOST_BANDS = 64
 LARGEST_MISS = 1e-7  # of the pairs of long texts right at the threshold, the share that agree in no band
+SHOWN = 256  # minima of which a text's record has a bit
 DOUBT = 6.0  # standard deviations of the one-bit estimate that leave none: 1 pair in 1e8
 ROUNDING = 1e-6
 BUCKETS = 20  # bits of a shingle's hash by which its frequency is counted
@@ -31,6 +34,7 @@ HASHED = 1 << 18  # characters hashed at a time
 SKETCHED = 1 << OWNER  # texts sketched at a time
 
 Hashes = NDArray[np.uint64]
+Keys = NDArray[np.uint32]
 Indices = NDArray[np.int64]
 Number = TypeVar("Number", float, NDArray[np.float64])
 # one text: a hash of its words, its number of different shingles, a bitmap of these, one bit of each of its MinHash's
@@ -40,7 +44,7 @@ TEXT = np.dtype(
         ("exact", "<u8"),
         ("size", "<u4"),
         ("bitmap", "<u2", 16),
-        ("minima", "<u2", PERMUTATIONS // 16),
+        ("minima", "<u2", SHOWN // 16),
         ("keys", "<u4"),
         ("start", "<u8"),
         ("length", "<u4"),
@@ -55,10 +59,15 @@ class Sketches:
 
     words: list[str]
     texts: NDArray[np.void]
-    keys: Hashes
+    keys: Keys
 
     def __len__(self) -> int:
         return len(self.words)
+
+    @property
+    def owners(self) -> Indices:
+        """For each key the number of its text."""
+        return np.repeat(np.arange(len(self)), self.texts["keys"])
 
     def chosen(self, rows: Sequence[int]) -> Sketches:
         """Those of some of the texts, given by their numbers from the lowest up."""
@@ -81,7 +90,7 @@ class Sketcher:
         if not self._counts.any():
             self._learn(words)
         records = [np.zeros(len(words), dtype=TEXT) for _ in thresholds]
-        keys: list[list[Hashes]] = [[np.empty(0, np.uint64)] for _ in thresholds]
+        keys: list[list[Keys]] = [[np.empty(0, np.uint32)] for _ in thresholds]
         start = 0
         for part in _slices(words):
             stop = start + len(part)
@@ -103,22 +112,23 @@ class Sketcher:
         words: Sequence[str],
         records: Sequence[NDArray[np.void]],
         thresholds: Sequence[float],
-        keys: Sequence[list[Hashes]],
+        keys: Sequence[list[Keys]],
     ) -> None:
         """Fill in the records of some texts and add their keys: of each threshold."""
         shingles = _Shingles(words)
         sizes, bitmaps = shingles.sizes, shingles.bitmaps()
         is_long = np.flatnonzero(sizes > LONG)
-        minima = shingles.minima(is_long) if len(is_long) else np.empty((0, PERMUTATIONS), np.uint32)
+        minima = shingles.minima(is_long)
         for threshold, record, added in zip(thresholds, records, keys, strict=True):
             record["size"], record["bitmap"] = sizes, bitmaps
-            record["minima"][is_long] = _one_bit_each(minima)
+            record["minima"][is_long] = _one_bit_each(minima[:, :SHOWN])
             wanted = np.where(threshold * sizes <= LONG, _prefix(sizes, threshold), 0)
             owners, found = shingles.rarest(wanted, self._counts)
-            owners = np.concatenate([owners, np.repeat(is_long, BANDS)])
-            found = np.concatenate([found, _bands(minima, _in_a_band(threshold)).ravel()])
+            bands = _bands(minima, *banding(threshold))
+            owners = np.concatenate([owners, np.repeat(is_long, bands.shape[1])])
+            found = np.concatenate([found, bands.ravel()])
             record["keys"] = np.bincount(owners, minlength=len(words))
-            added.append(found[np.argsort(owners, kind="stable")])
+            added.append(found[np.argsort(owners, kind="stable")].astype(np.uint32))  # the lower bits
 
 
 def near(
@@ -135,7 +145,7 @@ def near(
     mine, theirs, is_long = mine[alike], theirs[alike], np.minimum(one, other)[alike] > LONG
     if is_long.any():
         share = (1 - threshold) / 2  # of the one-bit minima, those in which texts at the threshold differ
-        most = PERMUTATIONS * share + DOUBT * (PERMUTATIONS * share * (1 - share)) ** 0.5
+        most = SHOWN * share + DOUBT * (SHOWN * share * (1 - share)) ** 0.5
         differing = ONES[texts["minima"][mine] ^ others["minima"][theirs]].sum(axis=1, dtype=np.uint16)
         alike = ~is_long | (differing <= most)
         mine, theirs = mine[alike], theirs[alike]
@@ -149,14 +159,23 @@ def _prefix(sizes: Indices, threshold: float) -> Indices:
     return prefix
 
 
-def _in_a_band(threshold: float) -> int:
-    """How many minima a band has: the more, the fewer pairs agree in all of them by chance.
+def banding(threshold: float) -> tuple[int, int]:
+    """How many bands of MinHash's minima are keys, and how many minima each of them has.
 
-    >>> _in_a_band(0.8), _in_a_band(0.85), _in_a_band(0.95)
-    (4, 5, 8)
+    The more a band has, the fewer pairs agree in all of them by chance: as many as leave hardly a pair at the threshold
+    without a band in which it agrees.
+
+    >>> banding(0.8), banding(0.85), banding(0.95), banding(0.5)
+    ((54, 6), (51, 8), (26, 15), (64, 4))
     """
-    fits = [n for n in range(5, PERMUTATIONS // BANDS + 1) if (1 - threshold**n) ** BANDS <= LARGEST_MISS]
-    return max([4, *fits])
+    found = MOST_BANDS, 4
+    for size in range(4, PERMUTATIONS + 1):
+        missed = 1 - threshold**size  # of pairs at the threshold, by one band
+        bands = 1 if missed == 0 else MOST_BANDS + 1 if missed == 1 else ceil(log(LARGEST_MISS) / log(missed))
+        if bands > MOST_BANDS or bands * size > PERMUTATIONS:
+            break
+        found = bands, size
+    return found
 
 
 class _Shingles:
@@ -209,8 +228,10 @@ class _Shingles:
         is_of_these[texts] = True
         ends = np.concatenate([[0], np.cumsum(self.sizes[texts])]).astype(np.uint64)
         hashes = self.hashes[is_of_these[self.owners]]
-        rows = RMinHash.digest_matrix_from_flat_token_hashes(hashes, ends, PERMUTATIONS, 0).to_rows()
-        return np.array(rows, dtype=np.uint32)
+        found = RMinHash.digest_matrix_from_flat_token_hashes(hashes, ends, PERMUTATIONS, 0).to_rows()
+        count = len(texts) * PERMUTATIONS
+        minima = np.fromiter(chain.from_iterable(found), dtype=np.uint32, count=count)
+        return minima.reshape(len(texts), PERMUTATIONS)
 
 
 def most_differing(sizes: Number, threshold: float) -> Number:
@@ -246,16 +267,16 @@ def _mixed(values: Hashes) -> Hashes:
     return mixed
 
 
-def _bands(minima: NDArray[np.uint32], size: int) -> Hashes:
-    """A hash of each band of so many minima: (texts, BANDS). The same minima in another band have another one."""
-    minima = minima[:, : BANDS * size].reshape(len(minima), BANDS, size)
-    hashes = np.broadcast_to(_mixed(np.arange(1, BANDS + 1, dtype=np.uint64)), minima.shape[:2])
+def _bands(minima: NDArray[np.uint32], bands: int, size: int) -> Hashes:
+    """A hash of each band of so many minima: (texts, bands). The same minima in another band have another one."""
+    minima = minima[:, : bands * size].reshape(len(minima), bands, size)
+    hashes = np.broadcast_to(_mixed(np.arange(1, bands + 1, dtype=np.uint64)), minima.shape[:2])
     for index in range(size):
         hashes = _mixed(hashes + minima[:, :, index])
     return hashes
 
 
 def _one_bit_each(minima: NDArray[np.uint32]) -> NDArray[np.uint16]:
-    """One bit of each minimum: (texts, PERMUTATIONS / 16). See Li and König, b-Bit Minwise Hashing, arXiv 0910.3349."""
+    """One bit of each minimum: (texts, minima / 16). See Li and König, b-Bit Minwise Hashing, arXiv 0910.3349."""
     bits = (minima * np.uint32(0x9E3779B1)) >> np.uint32(31)
     return np.packbits(bits.astype(np.uint8), axis=1).view("<u2")
