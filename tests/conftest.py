@@ -35,7 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep out a warning that one library has for another, and processes out of each other's way.
 
     mlx compiles its kernels in the temporary folder, under names that do not change, and waits for no other process.
+    torch starts processes that compile as soon as its compiler is imported; what is tested here needs none.
     """
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     if WORKER and config.cache is not None:
         os.environ["TMPDIR"] = str(config.cache.mkdir(f"kernels-{WORKER}"))
     config.addinivalue_line("filterwarnings", "ignore:llama_token_get_attr is deprecated:DeprecationWarning")

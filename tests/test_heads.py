@@ -137,7 +137,9 @@ def torch_fused(hidden: Array, head: Array, rows: Rows, how: Divergence, learns:
     return Found(total.item(), each.numpy(), h.grad.numpy(), w.grad.numpy() if learns else None)
 
 
-def mlx_fused(hidden: Array, head: Array, rows: Rows, how: Divergence, learns: bool) -> Found:
+def mlx_fused(
+    hidden: Array, head: Array, rows: Rows, how: Divergence, learns: bool, compiles: bool = False
+) -> Found:
     import mlx.core as mx
 
     from edgedistill.students.mlx_head import Head, HeadRows, head_loss, head_value
@@ -149,7 +151,8 @@ def mlx_fused(hidden: Array, head: Array, rows: Rows, how: Divergence, learns: b
         return 2 * total, each
 
     h, w = mx.array(hidden), mx.array(head)
-    (total, each), found = mx.compile(mx.value_and_grad(twice, argnums=(0, 1) if learns else 0))(h, w)
+    step = mx.value_and_grad(twice, argnums=(0, 1) if learns else 0)
+    (total, each), found = (mx.compile(step) if compiles else step)(h, w)
     by_hidden, by_head = found if learns else (found, None)
     alone, again = head_value(h, Head(w), given, how, CHUNK)
     assert alone.item() == pytest.approx(total.item() / 2, rel=1e-6)
@@ -177,6 +180,15 @@ def test_a_soft_loss_and_its_gradients_are_the_dense_ones(backend: str, how: Div
     hidden, head = inputs(0)
     rows = rows_of(1, tail=tail)
     assert_like_dense(fused(backend, hidden, head, rows, how), dense(hidden, head, rows, how))
+
+
+def test_a_compiled_step_computes_the_same() -> None:
+    pytest.importorskip("torch")
+    required_or_skipped("mlx", BACKENDS["mlx"][0])
+    hidden, head = inputs(0)
+    rows, how = rows_of(1), Divergence("jsd", 0.3, 2.0)
+    found = mlx_fused(hidden, head, rows, how, learns=True, compiles=True)
+    assert_like_dense(found, dense(hidden, head, rows, how))
 
 
 @pytest.mark.parametrize(("ce", "soft"), [(True, False), (False, True)], ids=["text alone", "distribution alone"])
