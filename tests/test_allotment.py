@@ -116,6 +116,7 @@ def test_blocks_have_ggmls_sizes() -> None:
 def test_what_a_mixture_rounds_finely_is_weighed_where_something_shows(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgedistill.llamacpp.allotment.QUARTERS", 1)
     mixture = tmp_path / "q.gguf"
     quantizing.quantize(source, mixture, "Q4_K_M", 1)
     weighed: dict[str, str] = {}

@@ -345,6 +345,7 @@ for how in sys.argv[3:]:
 """
 
 
+@pytest.mark.slow
 def test_a_run_on_models_from_the_hub_fetches_them_once_and_stays_done(
     hub: FakeHub, client: Client, models: PicoModels, tmp_path: Path
 ) -> None:

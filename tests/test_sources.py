@@ -108,7 +108,7 @@ def test_a_table_comes_back_as_it_was_written(
     assert [(one.messages, one.tags) for one in found] == [(asked(text), (kind,)) for text, kind in rows]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     rows=st.lists(st.dictionaries(words, st.recursive(texts, lambda inner: st.lists(inner, max_size=3))), max_size=5)
 )

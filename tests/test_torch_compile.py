@@ -49,7 +49,8 @@ def as_if_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("checkpointing", [pytest.param("off", marks=pytest.mark.slow), "on"])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["off", "on"])
 def test_compiled_layers_teach_what_the_others_do(as_if_on_cuda: list[int], tmp_path: Path, checkpointing: str) -> None:
     base = pico_hf_folder(tmp_path / "base")
     rows = examples(2)
