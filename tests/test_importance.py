@@ -21,6 +21,7 @@ from edgedistill.llamacpp.comparison import Comparison, ScoredText, Side, compar
 from edgedistill.llamacpp.importance import (
     Importance,
     ImportanceCollector,
+    as_structs,
     expert_sums,
     read_importance,
     squares,
@@ -97,6 +98,17 @@ def test_what_goes_wrong_while_llama_cpp_computes_is_raised_afterwards(
     compare([Side(source, TEXTS, collector.callback)], Comparison(()), 1, silent)
     with pytest.raises(ZeroDivisionError):
         _ = collector.importance
+
+
+@needs_llama_cpp
+def test_a_quantizer_is_given_the_mean_squares_a_little_sharpened() -> None:
+    import llama_cpp
+
+    found = Importance()
+    found.add("a", np.array([[2.0, 32.0, 0.0]]), np.array([2]))
+    rows, _kept = as_structs(llama_cpp, found)
+    assert (rows[0].name, rows[0].size, rows[1].name) == (b"a", 3, None)
+    assert np.ctypeslib.as_array(rows[0].data, (3,)) == pytest.approx([1.0, 16**1.2, 0.0])
 
 
 @needs_llama_cpp

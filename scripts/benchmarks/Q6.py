@@ -1,9 +1,10 @@
 """Q6: the importance matrix as a by-product of the KL pass, against a separate run of llama-imatrix on the same text.
 
 Added wall: a pass of the 16-bit model and a quant over the text, with and without looking on, in turns. Quality: Q4_K_M
-of the same model with either matrix, each made on the same text, compared with 16 bits on another one. The matrices
-differ by the last token of each chunk, which our pass has no need of; `kl_interval` is the bootstrap interval of the
-ratio over the chunks, to see by it what a ratio near 1 means.
+of the same model by either way, ours and llama-imatrix with llama-quantize, on the same text, compared with 16 bits on
+another one. The matrices differ by the last token of each chunk, which our pass has no need of, and in the last layer
+by the tokens that are not scored; our quantizer takes the matrix sharpened. `kl_interval` is the bootstrap interval of
+the ratio over the chunks, to see by it what a ratio near 1 means; `with their matrix` is our quantizer with theirs.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from kl_texts import CHUNK, f16_of, imatrix_by_tool, long_text, text_of_tokens
-from measure import finish, median_interval, note, pairs
+from kl_texts import CHUNK, f16_of, imatrix_by_tool, long_text, quantized_by_tool, text_of_tokens
+from measure import finish, median_interval, pairs
 from numpy.typing import NDArray
 from Q4 import chunks, unround
 
 from edgedistill.llamacpp.comparison import Comparison, Side, compare, divergence_between
-from edgedistill.llamacpp.importance import ImportanceCollector, read_importance, write_importance
+from edgedistill.llamacpp.importance import ImportanceCollector, write_importance
 from edgedistill.llamacpp.quantize import Mixture, quantize
 from edgedistill.run import cores
 
@@ -64,26 +65,25 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     started = time.perf_counter()
     imatrix_by_tool(source, folder / "text.txt", folder / "theirs.gguf", threads)
     separate = time.perf_counter() - started
-    made = []
-    for side in ("ours", "theirs"):
-        note(f"{side}: {len(read_importance(folder / f'{side}.gguf').sums)} matrices")
-        made.append(folder / f"{side}-quant.gguf")
-        quantize(source, made[-1], options.type, threads, Mixture(folder / f"{side}.gguf"))
-    found = divergence_between(source, [*made, plain], others, threads, lambda *_: None)
-    ours, theirs, without = (one.mean for one in found)
+    ours_file, theirs_file, crossed = (folder / f"{name}-quant.gguf" for name in ("ours", "theirs", "crossed"))
+    quantize(source, ours_file, options.type, threads, Mixture(folder / "ours.gguf"))
+    quantize(source, crossed, options.type, threads, Mixture(folder / "theirs.gguf"))
+    quantized_by_tool(source, folder / "theirs.gguf", theirs_file, options.type, threads)
+    found = divergence_between(source, [ours_file, theirs_file, crossed, plain], others, threads, lambda *_: None)
+    ours, theirs, by_both, without = (one.mean for one in found)
     kl_low, kl_high = _interval(found[0].kl, found[1].kl)
     finish(
         "Q6",
         {"added": round(ratio - 1, 4), "kl": round(ours / theirs, 4)},
         {"added": ADDED, "kl": WORSE},
         ratio - 1 <= ADDED and ours <= theirs * WORSE,
-        peer="llama-imatrix on the same text, in a process of its own",
-        unit="share of the pass's wall; x the KL with the peer's matrix",
+        peer="llama-imatrix on the same text, in a process of its own, and llama-quantize",
+        unit="share of the pass's wall; x the KL of the peer's quant",
         n=len(looking),
         interval=[round(low - 1, 4), round(high - 1, 4)],
         seconds={"with": looking, "without": alone, "llama-imatrix": separate},
         kl_interval=[round(kl_low, 4), round(kl_high, 4)],
-        kl={"ours": ours, "llama-imatrix": theirs, "no matrix": without},
+        kl={"ours": ours, "llama-imatrix": theirs, "with their matrix": by_both, "no matrix": without},
         model=options.model,
         type=options.type,
         tokens=options.tokens,

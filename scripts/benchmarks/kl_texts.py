@@ -15,7 +15,15 @@ from edgedistill.llamacpp.model import LlamaModel
 from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
 from edgedistill.models import fetch
 
-__all__ = ["base_file", "compared_by_perplexity", "f16_of", "imatrix_by_tool", "long_text", "text_of_tokens"]
+__all__ = [
+    "base_file",
+    "compared_by_perplexity",
+    "f16_of",
+    "imatrix_by_tool",
+    "long_text",
+    "quantized_by_tool",
+    "text_of_tokens",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 512
@@ -83,10 +91,18 @@ def imatrix_by_tool(model: Path, text: Path, out: Path, threads: int) -> None:
     _run(["llama-imatrix", "-m", str(model), "-f", str(text), "-o", str(out), "--parse-special", "--no-ppl"], threads)
 
 
+def quantized_by_tool(model: Path, imatrix: Path, out: Path, kind: str, threads: int) -> None:
+    """llama-quantize with an importance matrix."""
+    _done(["llama-quantize", "--imatrix", str(imatrix), str(model), str(out), kind, str(threads)])
+
+
 def _run(command: list[str], threads: int) -> str:
-    shape = ["-c", str(CHUNK), "-t", str(threads), "-tb", str(threads)]
+    return _done([*command, "-c", str(CHUNK), "-t", str(threads), "-tb", str(threads)])
+
+
+def _done(command: list[str]) -> str:
     with tempfile.TemporaryFile() as log:  # a pipe misses the end of the log more often
-        done = subprocess.run([tool(command[0]), *command[1:], *shape], stdout=log, stderr=log, check=False)
+        done = subprocess.run([tool(command[0]), *command[1:]], stdout=log, stderr=log, check=False)
         log.seek(0)
         said = log.read().decode(errors="replace")
     if done.returncode:
