@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pico import pico_gguf
 
 from edgedistill.llamacpp import answer as answering
+from edgedistill.llamacpp import layout
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings
 from edgedistill.llamacpp.branches import AnswerTrie, follow
 from edgedistill.llamacpp.layout import COUNTS, Layout, Work, best_layout, fastest, measured_rates
@@ -241,7 +242,8 @@ def test_what_is_drawn_stays_in_the_set_that_was_asked_for(changes: dict[str, An
         assert len(drawn) == 4
 
 
-def test_the_layout_is_measured_once_and_kept(path: Path, tmp_path: Path) -> None:
+def test_the_layout_is_measured_once_and_kept(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_was_disturbed", lambda *_: False)
     work = Work(shared=20, own=10, answer=8, grammar=False)
     with LlamaModel(path) as model:
         rates = measured_rates(model, work, 1, False, (1, 4))
@@ -254,6 +256,15 @@ def test_the_layout_is_measured_once_and_kept(path: Path, tmp_path: Path) -> Non
         assert best_layout(model, work, 1, tmp_path) == Layout(99, best.split), "what is kept is used"
         kept.write_text("damaged", encoding="utf-8")
         assert best_layout(model, work, 1, tmp_path).slots in COUNTS
+
+
+def test_a_layout_that_was_measured_beside_other_work_is_not_kept(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "_was_disturbed", lambda *_: True)
+    with LlamaModel(path) as model:
+        assert best_layout(model, Work(shared=20, own=10, answer=8, grammar=False), 1, tmp_path).slots in COUNTS
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_larger_number_of_slots_is_chosen_only_where_it_is_faster() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ GIVE_UP = 0.9  # of the best rate so far: below it, larger numbers are not tried
 SPLIT_PREFIX = 1024  # tokens; a longer prefix is not copied for every slot
 STEPS = 3
 MEMORY_SHARE = 0.4  # of what is free
+CORES_BESIDE = 0.25  # that other processes may take of the cores that are measured
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Work:
 def best_layout(model: LlamaModel, work: Work, threads: int, folder: Path | None) -> Layout:
     """The layout with the most tokens per second for work like this; measured once a model, machine and library.
 
-    Raises Stopped where that was asked for in between.
+    What was measured beside other work on the same cores is not kept. Raises Stopped where that was asked for in
+    between.
     """
     kept = folder / f"layout-{_key(model, work, threads)}.json" if folder else None
     if kept is not None and kept.is_file():
@@ -70,10 +73,11 @@ def best_layout(model: LlamaModel, work: Work, threads: int, folder: Path | None
         except (OSError, ValueError, KeyError, TypeError):  # it is measured again, that is all
             pass
     rates: dict[Layout, float] = {}
+    since = _clocks()
     for split in (False, True) if _may_split(work) else (False,):
         rates |= {Layout(slots, split): rate for slots, rate in measured_rates(model, work, threads, split).items()}
     best = fastest(rates)
-    if kept is not None:
+    if kept is not None and not _was_disturbed(since, _clocks(), threads):
         rows = [{**asdict(layout), "tokens_per_second": round(rate, 2)} for layout, rate in rates.items()]
         write_whole(kept, json.dumps({"best": asdict(best), "work": asdict(work), "rates": rows}, indent=1).encode())
     return best
@@ -170,6 +174,37 @@ def _state(context: Context, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
 def _restore(context: Context, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> None:
     if load_llama_cpp().llama_state_seq_set_data(context.handle, state, len(state), sequence) == 0:
         raise EdgeDistillError("llama.cpp does not take a sequence's state", "Set teach.slots.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Clocks:
+    """Seconds: of the clock, of all processes on the processors, and of this process."""
+
+    wall: float
+    everyone: float
+    own: float
+
+
+def _clocks() -> _Clocks:
+    import psutil
+
+    told = psutil.cpu_times()
+    everyone = told.user + told.system + getattr(told, "nice", 0.0)
+    return _Clocks(time.perf_counter(), everyone, time.process_time())
+
+
+def _was_disturbed(since: _Clocks, now: _Clocks, threads: int) -> bool:
+    """Whether others took more than the cores that this process left.
+
+    >>> start, all_busy = _Clocks(0.0, 0.0, 0.0), 10.0 * os.cpu_count()
+    >>> _was_disturbed(start, _Clocks(10.0, all_busy, 10.0), threads=1)  # one thread had a core of its own
+    False
+    >>> _was_disturbed(start, _Clocks(10.0, all_busy, 5.0), threads=1)  # and here half of one
+    True
+    """
+    others = (now.everyone - since.everyone) - (now.own - since.own)
+    spare = max(0, (os.cpu_count() or 1) - threads)
+    return others > (spare + CORES_BESIDE) * (now.wall - since.wall)
 
 
 def _may_split(work: Work) -> bool:
