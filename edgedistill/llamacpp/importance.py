@@ -265,9 +265,9 @@ def _plain_name(name: bytes) -> str:
 def as_structs(lib: Any, importance: Importance) -> tuple[Any, list[Any]]:
     """The importance as llama_model_quantize takes it, and what must live as long.
 
-    The quantizers multiply it with the size of each weight, which evens the columns out. To the power of 1.25 it left 5,
-    4 and 1 % less divergence in SmolLM2-135M's Q4_K_M, IQ4_XS and Q3_K_M, and 1 % less in Qwen2.5-Coder-0.5B's Q4_K_M
-    (8,192 tokens of other text); to the power of 1.5 it left 12 % more in Q3_K_M.
+    The quantizers multiply it with the size of each weight, which evens the columns out. To the power of 1.25 it left
+    5, 4 and 1 % less divergence in SmolLM2-135M's Q4_K_M, IQ4_XS and Q3_K_M, and 1 % less in Qwen2.5-Coder-0.5B's
+    Q4_K_M (8,192 tokens of other text); to the power of 1.5 it left 12 % more in Q3_K_M.
     """
     kept: list[Any] = []
     rows = (lib.llama_model_imatrix_data * (len(importance.sums) + 1))()
