@@ -269,7 +269,9 @@ def fabricated_run(folder: Path, text: str = RECIPE) -> tuple[Recipe, Run]:
         for step in range(1, 121)
     ]
     rejected = {"overlap with eval": 31, "schema": 9, "near duplicate": 14, "cut off": 2}
-    stats = {"prompts": 1230, "train": 1115, "valid": 59, "rejected": rejected}
+    shown = {"id": "a1", "prompt": "Dim the lamp.", "answer": HOSTILE}
+    examples = {"schema": [{**shown, "what": "$.value is no number"}], "near duplicate": [{**shown, "of": "b2"}]}
+    stats = {"prompts": 1230, "train": 1115, "valid": 59, "rejected": rejected, "examples": examples}
     files: dict[tuple[str, str], bytes] = {
         ("curate", "stats.json"): json_lines([stats]),
         ("train", "metrics.jsonl"): json_lines(metrics),

@@ -78,6 +78,13 @@ def test_what_got_no_answer_and_what_is_to_be_known_of_the_answers_is_shown(tmp_
         assert words in html, words
 
 
+def test_examples_of_what_was_thrown_out_say_what_was_wrong_or_what_they_resemble(tmp_path: Path) -> None:
+    recipe, run = fabricated_run(tmp_path)
+    html = page(document(recipe, run), training_points(run))
+    assert "<td>schema: $.value is no number</td><td>Dim the lamp.</td>" in html
+    assert "<td>near duplicate: of b2</td><td>Dim the lamp.</td>" in html
+
+
 def test_several_teachers_stand_under_their_names_and_a_size_may_be_unknown(tmp_path: Path) -> None:
     recipe, run = fabricated_run(tmp_path)
     first = SUMMARIES["teach"]["teacher"]
@@ -169,7 +176,9 @@ def test_texts_of_strangers_are_shown_not_obeyed(tmp_path: Path) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", html)
     parsed = Tags()
     parsed.feed(html)
-    assert parsed.text.count("<script>alert(1)</script> ␛]52;c;") == 3  # a prompt, an answer, a failed edge case
+    assert (
+        parsed.text.count("<script>alert(1)</script> ␛]52;c;") == 5
+    )  # a prompt, an answer, an edge case, two rows thrown out
 
 
 def test_the_page_says_what_matters(tmp_path: Path) -> None:
