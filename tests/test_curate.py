@@ -23,7 +23,7 @@ from edgedistill.stages.curate import curate
 from edgedistill.stages.explained import explained
 from edgedistill.stages.keys import row_key
 from edgedistill.stages.prompts import prompts as prompts_stage
-from edgedistill.stages.sorting import is_valid_row
+from edgedistill.stages.sorting import _example, is_valid_row
 from edgedistill.store import Store
 
 RECIPE = """
@@ -326,3 +326,14 @@ def test_a_cell_keeps_so_many_rows_whatever_their_order(tmp_path: Path) -> None:
         assert (stats["train"], len(reasons)) == (7, 23)
         found.append(set(kept(out)))
     assert found[0] == found[1]
+
+
+def test_an_example_of_a_thrown_out_row_shows_the_calls_of_its_answer() -> None:
+    call = {"type": "function", "function": {"name": "light", "arguments": '{"on": true}'}}
+    turns = [{"role": "user", "content": "Hall on"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert _example({"messages": turns, "_ed": {"id": "a1", "reason": "near duplicate", "of": "b2"}}) == {
+        "id": "a1",
+        "prompt": "Hall on",
+        "answer": '<tool_call>\n{"name": "light", "arguments": {"on": true}}\n</tool_call>',
+        "of": "b2",
+    }

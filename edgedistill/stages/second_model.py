@@ -1,5 +1,4 @@
-"""A model beside those that answer, which is asked about what they said: a judge, or one that plays the user or
-the tools.
+"""A model beside those that answer: a judge of what they said, or one that plays the user or the tools.
 
 What others wrote is data for it: it stands in JSON, in which no text can end its own place.
 """

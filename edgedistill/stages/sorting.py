@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from ..curation.noise import LabelNoise, Suspect, labels_of
 from ..curation.whole import Objections, Whole
 from ..errors import InvalidInput
+from ..messages import messages_of, with_calls
 from ..recipe import CurateSettings
 from ..records import Prompt
 from ..run import whole_file
@@ -153,20 +154,10 @@ def _line(row: dict[str, Any]) -> bytes:
 
 def _example(row: dict[str, Any]) -> dict[str, str]:
     """A row that was thrown out, in short, for people who look into the report: nothing sensitive is shown there."""
-    *asked, answer = map(_said, row["messages"])
     own: dict[str, str] = row["_ed"]
+    *asked, answer = map(with_calls, messages_of(own["id"], row))
     shown = {"id": own["id"], "prompt": _shown("\n".join(asked)), "answer": _shown(answer)}
     return shown | {key: own[key] for key in ("what", "of") if key in own}
-
-
-def _said(turn: dict[str, Any]) -> str:
-    """The text of a turn and its calls.
-
-    >>> _said({"content": "", "tool_calls": [{"function": {"name": "lamp", "arguments": '{"on": true}'}}]})
-    'lamp {"on": true}'
-    """
-    calls = [call["function"] for call in turn.get("tool_calls") or ()]
-    return "\n".join(filter(None, (turn.get("content"), *(f"{one['name']} {one['arguments']}" for one in calls))))
 
 
 def _shown(text: str) -> str:
