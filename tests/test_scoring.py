@@ -107,6 +107,13 @@ def test_a_field_is_judged_as_strictly_as_the_whole() -> None:
     assert found["fields"] == {"a": 0.0}
 
 
+def test_the_fields_of_a_call_are_found_in_whatever_form_it_is_written() -> None:
+    call = {"name": "light", "arguments": {"on": True}}
+    for form in ("%s", "<tool_call>\n%s\n</tool_call>", "[TOOL_CALLS] [%s]"):
+        answers = {"id1": form % json.dumps(call)}
+        assert score([prompt(1, call)], answers, answers, None)["fields"] == {"name": 1.0, "arguments": 1.0}, form
+
+
 def test_without_right_answers_exact_is_not_measured() -> None:
     found = score([prompt(1)], {"id1": "x"}, {"id1": "x"}, None)
     assert found["exact"] is None

@@ -173,10 +173,21 @@ def _fields(scored: Sequence[tuple[Prompt, Outcome]]) -> dict[str, float | None]
     names = list(dict.fromkeys(name for prompt, _ in objects for name in prompt.expected))
     right = dict.fromkeys(names, 0)
     for prompt, one in objects:
-        value = json_instance(thought_and_said(one.answer)[1])
+        value = _object(thought_and_said(one.answer)[1])
         for name in names:
             right[name] += isinstance(value, dict) and name in value and same(value[name], prompt.expected.get(name))
     return {name: share(count, len(objects)) for name, count in right.items()}
+
+
+def _object(answer: str) -> Any:
+    """The JSON value of an answer, or its only call as one.
+
+    >>> _object('{"a": 1}'), _object('<tool_call>{"name": "now", "arguments": {}}</tool_call>'), _object("no")
+    ({'a': 1}, {'name': 'now', 'arguments': {}}, None)
+    """
+    calls = said(answer).calls
+    value = json_instance(answer)
+    return dict(zip(("name", "arguments"), calls[0], strict=True)) if value is None and len(calls) == 1 else value
 
 
 def _tags(scored: Sequence[tuple[Prompt, Outcome]]) -> dict[str, dict[str, Any]]:
