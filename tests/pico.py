@@ -86,7 +86,7 @@ def pico_config(architecture: str, tied: bool, vocab_size: int, size: int) -> di
         "num_key_value_heads": 2,
         "head_dim": size // 4,
         "hidden_act": "silu",
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-05,
         "rope_theta": 10000.0,
         "tie_word_embeddings": tied,

@@ -15,9 +15,10 @@ from test_trajectories import Runner, called
 
 from edgedistill.messages import Message
 from edgedistill.records import Completion, Prompt, prompt_id
+from edgedistill.schema import schema_validator
 from edgedistill.stages import second_model
 from edgedistill.stages.dialogue import conversed
-from edgedistill.stages.simulated_user import Player, Talk, goal_scores
+from edgedistill.stages.simulated_user import SCHEMA, Player, Talk, examples, goal_scores
 from edgedistill.stages.steps import in_steps, keep, kept
 from edgedistill.stages.trajectories import Loop, ignored
 from edgedistill.store import Store
@@ -108,7 +109,7 @@ def test_the_user_goes_on_until_it_has_what_it_wants(store: Store) -> None:
     assert spoken(answer) == [*turns, ("user", "how much?")]
     assert [len(one["conversation"]) for one in user.shown] == [2, 4, 6]
     assert {(one["persona"], one["goal"]) for one in user.shown} == {("curt", "a lamp that works")}
-    assert user.shown[0]["conversation"][0] == {"role": "you", "content": "a lamp?"}
+    assert user.shown[0]["conversation"][0] == {"role": "person", "content": "a lamp?"}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_calls_are_run_before_the_user_hears_the_answer(store: Store) -> None:
     assert (answer.text, answer.ended, runner.ran) == ("It is ten.", "done", ["now", "now"])
     roles = [message.role for message in answer.steps]
     assert roles == ["assistant", "tool", "assistant", "user", "assistant", "tool"]
-    assert [turn["role"] for turn in user.shown[-1]["conversation"]] == ["you", "assistant"] * 2
+    assert [turn["role"] for turn in user.shown[-1]["conversation"]] == ["person", "assistant"] * 2
     (stuck,) = talked(Caller(), User([DONE], store), asks("no loop?", tools=TOOLS))
     assert stuck.ended == ""  # a call that nobody runs
 
@@ -223,6 +224,23 @@ def test_how_a_conversation_ended_is_stored_with_it(store: Store) -> None:
     assert (answer.steps, answer.ended) == ((), "done")
     assert keep(store, "ab" * 32, answer)
     assert kept(store, "ab" * 32) == answer
+
+
+def test_the_player_is_shown_conversations_in_the_form_in_which_it_is_asked() -> None:
+    shown = examples()
+    asked, answers = shown[::2], shown[1::2]
+    assert {message.role for message in asked} == {"user"}
+    assert {message.role for message in answers} == {"assistant"}
+    for message in asked:
+        (turns, goal, persona) = (json.loads(message.content)[name] for name in ("conversation", "goal", "persona"))
+        assert goal
+        assert persona
+        assert [turn["role"] for turn in turns] == ["person", "assistant"] * (len(turns) // 2)
+    told = [json.loads(message.content) for message in answers]
+    for one in told:
+        assert schema_validator(SCHEMA)(one)
+    assert {one["state"] for one in told} == {"goes on", "done"}
+    assert all(bool(one["message"]) == (one["state"] == "goes on") for one in told)
 
 
 def test_the_score_is_whether_the_goal_was_reached() -> None:

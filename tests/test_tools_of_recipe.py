@@ -26,6 +26,7 @@ from edgedistill.preflight import check
 from edgedistill.recipe import load_recipe
 from edgedistill.records import Prompt, json_lines, read_prompts, read_rows
 from edgedistill.run import Run
+from edgedistill.stages import room
 from edgedistill.stages.answering import package_subject, runtime_of
 from edgedistill.stages.offers import require_tools
 from edgedistill.stages.on_offer import is_fine, recipe_tools, shown_to, teacher_rule
@@ -270,6 +271,16 @@ def test_check_says_that_calls_on_the_way_are_not_counted(folder: Path, tmp_path
     assert "not counted" not in student()
     edit(folder / "recipe.toml", 'file = "tools.json"\n', 'file = "tools.json"\nresults = "teacher"\nsteps = 3\n')
     assert " tokens (and up to 3 answers with calls, and their results, which are not counted)" in student()
+
+
+def test_a_teacher_that_plays_its_tools_is_in_memory_twice(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_student_size", lambda recipe, run: 0)
+    run = Run(tmp_path / "run", offline=True)
+    once = room.estimated_memory(load_recipe(folder), run) - room.GIGABYTE
+    edit(folder / "recipe.toml", 'file = "tools.json"\n', 'file = "tools.json"\nresults = "teacher"\n')
+    assert room.estimated_memory(load_recipe(folder), run) - room.GIGABYTE == pytest.approx(2 * once, abs=1)
 
 
 def test_a_student_whose_template_shows_no_tools_must_learn_them(folder: Path, tmp_path: Path) -> None:

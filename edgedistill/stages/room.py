@@ -41,7 +41,8 @@ def estimated_memory(recipe: Recipe, run: Run) -> int:
     quants = teachers[0] + student + len(recipe.quantize.made) * student // 2
     # whoever plays the user is loaded beside the teacher that answers
     beside = _size(identify_teacher(recipe, user_teacher(recipe), run.offline)) if recipe.user.turns else 0
-    return max(*(int((size + beside) * 1.3) for size in teachers), 2 * student * copies, quants) + GIGABYTE
+    again = 2 if recipe.tools.results == "teacher" else 1  # each teacher's weights once more, for its tools
+    return max(*(int((size * again + beside) * 1.3) for size in teachers), 2 * student * copies, quants) + GIGABYTE
 
 
 def estimated_disk(recipe: Recipe, run: Run) -> int:

@@ -21,7 +21,7 @@ from ..teachers.identity import fetch_teacher
 from .candidates import opened
 from .scorer_desk import Desk
 
-__all__ = ["JUDGING", "Manner", "SecondModel", "case_of", "identity_of"]
+__all__ = ["JUDGING", "Manner", "SecondModel", "case_of", "fenced", "identity_of"]
 
 # a chat template's special tokens: <|im_end|>, </s>, [INST]; escaped, they are text in JSON and nothing to a tokenizer
 SPECIAL = re.compile(r"[<>]|\[(?=[A-Z/_])")
@@ -43,20 +43,27 @@ JUDGING = Manner()
 class SecondModel:
     """A model that answers under a schema. It is loaded when it is first asked, until the block ends.
 
-    `desk` keeps its answers by all that decides them. Each is about one JSON object, which is fenced as data.
+    `desk` keeps its answers by all that decides them. Each is about one JSON object, which is fenced as data;
+    `examples` are such objects and their answers, by turns.
     """
 
     def __init__(
-        self, recipe: Recipe, settings: TeacherSettings, schema: dict[str, Any], desk: Desk, manner: Manner = JUDGING
+        self,
+        recipe: Recipe,
+        settings: TeacherSettings,
+        schema: dict[str, Any],
+        desk: Desk,
+        manner: Manner = JUDGING,
+        examples: Sequence[Message] = (),
     ) -> None:
         weights = fetch_teacher(recipe, settings, desk.offline, desk.progress)
         assert weights.sha256 is not None
-        shown = with_system(settings.system, ())
+        shown = with_system(settings.system, examples)
         self._task = TeacherTask(weights.path, weights.sha256, shown, schema, desk.scratch, settings)
         speaks = {"max_tokens": manner.max_tokens, "temperature": manner.temperature, "top_p": manner.top_p}
         changes = {**speaks, "top_k": 0, "min_p": 0.0, "samples": 1, "targets": "none", "closed": True, "answers": None}
         self._how = recipe.teach.model_copy(update=changes)
-        self.identity = identity_of(settings, schema, weights.sha256, manner, recipe.seed)
+        self.identity = identity_of(settings, schema, weights.sha256, manner, recipe.seed, examples)
         """A digest of all that decides an answer, but for what it is about."""
         self._seed, self._desk, self._manner = recipe.seed, desk, manner
         self._teacher: Teacher | None = None
@@ -95,17 +102,27 @@ class SecondModel:
 
 
 def identity_of(
-    settings: TeacherSettings, schema: dict[str, Any], sha256: str | None, manner: Manner = JUDGING, seed: int = 0
+    settings: TeacherSettings,
+    schema: dict[str, Any],
+    sha256: str | None,
+    manner: Manner = JUDGING,
+    seed: int = 0,
+    examples: Sequence[Message] = (),
 ) -> str:
     """A digest of all that decides an answer, but for what it is about; `sha256` is that of the weights."""
     drawn = (seed,) if manner.temperature > 0 else ()
     speaks = () if manner == JUDGING else (manner.max_tokens, manner.temperature, manner.top_p, *drawn)
-    return digest("judge", sha256, settings.backend, settings.system, schema, *speaks)
+    shown = tuple(message.content for message in examples)
+    return digest("judge", sha256, settings.backend, settings.system, schema, *speaks, *shown)
 
 
 def case_of(material: dict[str, Any], identity: str, sample: int = 0) -> tuple[str, Prompt]:
     """What it is shown of an object, and the key of its answer, which names the question too."""
-    text = json.dumps(material, ensure_ascii=False)
-    fenced = SPECIAL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
-    key = digest(identity, fenced, *((sample,) if sample else ()))
-    return key, Prompt(key[:16], (Message("user", fenced),))
+    text = fenced(material)
+    key = digest(identity, text, *((sample,) if sample else ()))
+    return key, Prompt(key[:16], (Message("user", text),))
+
+
+def fenced(material: dict[str, Any]) -> str:
+    """An object as JSON in which no text looks like a template's special token."""
+    return SPECIAL.sub(lambda found: f"\\u{ord(found.group()):04x}", json.dumps(material, ensure_ascii=False))
