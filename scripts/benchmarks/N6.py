@@ -28,7 +28,7 @@ from edgedistill.run import Run
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tool-calls"
 BARS = {"points": 30.0, "of_teacher": 0.92}
-SMALL = {'file = "prompts.jsonl"': 'file = "prompts.jsonl"\nlimit = 200', "epochs = 5": "epochs = 1"}
+SMALL = {'file = "prompts.jsonl"': 'file = "prompts.jsonl"\nlimit = 200', "epochs = 4": "epochs = 1"}
 
 
 def copied(work: Path, is_small: bool) -> Path:
