@@ -135,3 +135,7 @@ class AnswerKeys:
     def part(self, prompt: Prompt, sample: int) -> str:
         """The key of one of the teacher's own answers to a prompt, or to a part of a longer conversation."""
         return row_key(prompt, self.identity, sample)
+
+    def again(self, prompt: Prompt, sample: int) -> str:
+        """The key of a try behind one that failed, which is drawn even where answers are greedy."""
+        return digest(self.part(prompt, sample), "drawn")

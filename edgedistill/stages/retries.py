@@ -24,6 +24,8 @@ __all__ = ["TOLD", "TRIES", "Tries", "checks", "retry", "write_tries"]
 
 TRIES = "tries.jsonl"
 AT_ONCE = 256  # prompts whose failures are asked about side by side
+TEMPERATURE = 0.8
+"""Of a try behind one that failed, at the least: greedily, a teacher writes down again what it sees above."""
 TOLD = 200  # tokens of what is said to a try that failed, and a little room
 SHOWN = ("tests failed", "verifier")
 """Reasons of which the teacher is told what is wrong; it is never told what is expected of it."""
@@ -93,11 +95,14 @@ def _round(
             words.setdefault((prompt.id, one.completion.sample), []).append(said)
             question = tried(prompt, failed)
             again[question.id] = prompt, failed, question
-    keys = {name: asking.keys.part(question, failed.completion.sample) for name, (_, failed, question) in again.items()}
+    keys = {
+        name: asking.keys.again(question, failed.completion.sample) for name, (_, failed, question) in again.items()
+    }
     held = asking.store.held(list(keys.values()))
     todo = [question for name, (_, _, question) in again.items() if keys[name] not in held]
     if todo:
-        single = recipe.teach.model_copy(update={"samples": 1})
+        changes = {"samples": 1, "temperature": max(recipe.teach.temperature, TEMPERATURE)}
+        single = recipe.teach.model_copy(update=changes)
         with ending(complete(iter(todo), single, recipe.seed)) as answers:
             for answer in answers:
                 prompt, failed, _ = again[answer.prompt_id]

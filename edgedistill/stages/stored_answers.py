@@ -99,11 +99,16 @@ class StoredAnswers:
 
     def last(self, prompt: Prompt, one: Answered, tries: Tries) -> Answered:
         """An answer's last try, where it was tried again."""
-        return tries.last(prompt, one, partial(self.get, one.teacher))
+        return tries.last(prompt, one, partial(self._again, one.teacher))
 
     def get(self, teacher: int, asked: Prompt, sample: int) -> tuple[str, Completion | None]:
         """The key of a teacher's answer to a question, and the answer where there is one."""
-        key = self._keys[teacher].part(asked, sample)
+        return self._found(self._keys[teacher].part(asked, sample))
+
+    def _again(self, teacher: int, asked: Prompt, sample: int) -> tuple[str, Completion | None]:
+        return self._found(self._keys[teacher].again(asked, sample))
+
+    def _found(self, key: str) -> tuple[str, Completion | None]:
         return key, self._store.find([key], self._targets).get(key)
 
 
