@@ -21,7 +21,7 @@ prompts, evals = (rows_fixture(FOLDER / f"{name}.jsonl") for name in ("prompts",
 
 
 def test_there_is_enough_of_every_concern(prompts: list[Prompt], evals: list[Prompt]) -> None:
-    assert (len(prompts), len(evals)) == (150, 40)
+    assert (len(prompts), len(evals)) == (96, 30)
     for rows, least in ((prompts, 6), (evals, 1)):
         counted = Counter(tag for row in rows for tag in row.tags)
         assert len(counted) == 12
@@ -44,10 +44,10 @@ def test_a_customer_knows_what_the_support_asks_for(prompts: list[Prompt], evals
             assert re.search(r"\bL-\d{5}\b", row.goal), row.text
 
 
-def test_conversations_have_three_to_six_questions(recipe: Recipe) -> None:
-    assert recipe.user.turns == 5
+def test_conversations_have_up_to_four_questions(recipe: Recipe) -> None:
+    assert recipe.user.turns == 3
     found = require_user(recipe)
-    assert found == "up to 5 messages behind those of 150 of 150 rows, 8 personas"
+    assert found == "up to 3 messages behind those of 96 of 96 rows, 8 personas"
 
 
 def test_no_message_is_there_twice_and_no_eval_row_resembles_one_that_is_shown(

@@ -19,7 +19,7 @@ from edgedistill.similarity import jaccard, shingles
 
 FOLDER = Path(__file__).parent
 SEED = 11
-COUNTS = {"eval": 40, "prompts": 150}
+COUNTS = {"eval": 30, "prompts": 96}
 NEAR = 0.7
 ARTICLES = (
     *("hedge shears", "pruning saw", "watering can", "wheelbarrow", "hand fork", "garden hose", "raised bed kit"),
