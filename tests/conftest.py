@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of MLX first: `make test` gives the first half to one process, which then compiles all kernels."""
-    items.sort(key=lambda item: "mlx" not in item.nodeid)
+    items.sort(key=lambda item: "mlx" not in item.nodeid and "both_backends" not in item.nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)
