@@ -114,10 +114,14 @@ def _answered(path: Path, offered: tuple[Tool, ...]) -> Iterator[tuple[int, int,
 
 
 class AnswerKeys:
-    """The keys of one teacher's answers: of each sample, or of the one answer that is given."""
+    """The keys of one teacher's answers: of each sample, or of the one answer that is given.
 
-    def __init__(self, identity: str, samples: int, given: GivenAnswers | None = None) -> None:
+    `seed` is the recipe's: tries behind a failed answer are drawn by it, even where answers are greedy.
+    """
+
+    def __init__(self, identity: str, samples: int, given: GivenAnswers | None = None, seed: int = 0) -> None:
         self.identity = identity
+        self._seed = seed
         self._samples = samples
         self._given = given
 
@@ -137,5 +141,5 @@ class AnswerKeys:
         return row_key(prompt, self.identity, sample)
 
     def again(self, prompt: Prompt, sample: int) -> str:
-        """The key of a try behind one that failed, which is drawn even where answers are greedy."""
-        return digest(self.part(prompt, sample), "drawn")
+        """The key of a try behind one that failed."""
+        return digest(self.part(prompt, sample), "drawn", self._seed)

@@ -37,7 +37,8 @@ def taught_keys(recipe: Recipe, run: Run) -> list[AnswerKeys]:
     """The keys of each teacher's answers, as the finished stage stored them."""
     given = given_answers(recipe)
     return [
-        AnswerKeys(teacher["identity"], recipe.teach.samples, given) for teacher in run.summary("teach")["teachers"]
+        AnswerKeys(teacher["identity"], recipe.teach.samples, given, recipe.seed)
+        for teacher in run.summary("teach")["teachers"]
     ]
 
 

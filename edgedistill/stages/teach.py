@@ -54,7 +54,7 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
                 found = fetch_teacher(recipe, settings, run.offline, progress)
                 assert found.sha256 is not None, "weights that were fetched have been hashed"
                 heard = None if player is None else player.identity
-                keys = AnswerKeys(teacher_identity(recipe, settings, found.sha256, heard), samples, given)
+                keys = AnswerKeys(teacher_identity(recipe, settings, found.sha256, heard), samples, given, recipe.seed)
                 shown = preamble(recipe, settings)
                 schema, tools = teacher_rule(recipe, settings), first_tools(source.path)
                 task = TeacherTask(found.path, found.sha256, shown, schema, run.scratch, settings, tools)
