@@ -175,7 +175,7 @@ def test_rows_hold_the_conversation_and_the_reason_why_one_is_not_learned(
     texts = ["A lamp for the hall, please", "Which heater is the best one?", "My radio makes a noise", "Fan!"]
     (folder / "prompts.jsonl").write_bytes(rows(tuple(texts)))
     ends = [[goes_on("In blue?"), DONE], [goes_on("Why?"), goes_on("And?"), goes_on("So?")]]
-    ends += [[{"state": "gives up", "message": ""}], [goes_on("Fan.")]]
+    ends += [[{"state": "gives up", "person": ""}], [goes_on("Fan.")]]
     script, words = Teacher(), dict(zip(texts, ends, strict=True))
 
     class Scripted:
@@ -193,9 +193,9 @@ def test_rows_hold_the_conversation_and_the_reason_why_one_is_not_learned(
             assert settings.temperature == 0.7
             for prompt in prompts:
                 Playing.asked += 1
-                turns = json.loads(prompt.text)["conversation"]
-                place = sum(turn["role"] == "assistant" for turn in turns) - 1
-                line = words[turns[0]["content"]][place]
+                turns = json.loads(prompt.text)["conversation"].splitlines()
+                place = sum(turn.startswith("desk: ") for turn in turns) - 1
+                line = words[turns[0].removeprefix("person: ")][place]
                 yield Completion(prompt.id, json.dumps(line), "stop", 1, 1, 0.0)
 
         def close(self) -> None: ...
