@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import EdgeDistillError
+from .errors import EdgeDistillError, Stopped
 from .records import Completion, Place
 from .run import no_room
 
@@ -250,9 +250,11 @@ def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
 
 
 def store_error(path: Path, error: Exception) -> EdgeDistillError:
-    """The error a user sees where SQLite refuses: resumable where the disk is full."""
+    """The error a user sees where SQLite refuses: resumable where the disk is full, or somebody else reads the file."""
     if "full" in str(error) or "disk I/O" in str(error):
         return no_room(path, OSError(str(error)))
+    if "locked" in str(error):
+        return Stopped(f"{path}: another program has it open", "Close it there, and give the same command again.")
     return EdgeDistillError(f"{path}: {error}", MEND)
 
 

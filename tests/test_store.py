@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,21 @@ def killed_after(path: Path, seconds: float) -> int:
     child.wait()
     child.stdout.close()
     return int(told[-2])  # behind the last line break stands nothing, or half a number
+
+
+def test_a_store_that_somebody_reads_stops_and_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgedistill.store.sqlite3.connect", partial(sqlite3.connect, timeout=0))
+    store = Store(tmp_path / "s.sqlite")
+    store.add(named("key"), completion())
+    with closing(sqlite3.connect(tmp_path / "s.sqlite")) as reader:
+        assert reader.execute("SELECT count(*) FROM answers").fetchone() == (1,)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM answers").fetchone()
+        with pytest.raises(Stopped, match=r"s\.sqlite: another program has it open") as caught:
+            store.close()
+    assert caught.value.hint == "Close it there, and give the same command again."
+    with Store(tmp_path / "s.sqlite") as store:
+        assert store.get(named("key")) == completion()
 
 
 def test_no_acknowledged_row_is_lost_to_ten_kills(tmp_path: Path) -> None:
