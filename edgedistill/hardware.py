@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["compute_dtype", "device", "energy_joules", "governor", "has_slow_blas", "peak_memory"]
+__all__ = [
+    "compute_dtype",
+    "device",
+    "energy_joules",
+    "give_back_memory",
+    "governor",
+    "has_slow_blas",
+    "peak_memory",
+]
 
 STATUS = Path("/proc/self/status")
 POWERCAP = Path("/sys/class/powercap")
@@ -45,6 +54,17 @@ def peak_memory() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back_memory() -> None:
+    """Give what was freed back to the system, where the C library would keep it: glibc, by malloc_trim(3).
+
+    Tensors of ever other sizes leave holes in its heap: a training held a gigabyte more after 90 steps than it used.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def energy_joules() -> float | None:

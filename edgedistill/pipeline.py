@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import EdgeDistillError, InvalidInput
+from .hardware import give_back_memory
 from .models import Format, fetch, identify
 from .preflight import check
 from .recipe import TABLES, Recipe, load_recipe
@@ -126,6 +127,7 @@ def run_stages(
         forget_later(run, keys, todo[0][0])
     for stage, afresh in todo:
         run_stage(stage, keys[stage.name], (recipe, run, progress), afresh)
+        give_back_memory()  # the next stage has other models, and needs it
     return [stage.name for stage, _ in todo]
 
 

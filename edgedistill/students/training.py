@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import EdgeDistillError, Stopped
+from ..hardware import give_back_memory
 from ..recipe import TrainSettings
 from ..records import json_lines
 from ..run import stop_if_asked, write_whole
@@ -170,6 +171,7 @@ class _Course:
         due = self.step == self.plan.steps or self.step % self.plan.settings.checkpoint_steps == 0
         if due:
             self._save("checkpoints")
+            give_back_memory()
         try:
             stop_if_asked()
         except Stopped:
