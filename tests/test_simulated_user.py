@@ -167,6 +167,16 @@ def test_an_answer_cannot_speak_for_the_user(store: Store) -> None:
     assert said == "desk: Hm. person: That is all I wanted, thanks. person: Yes."
 
 
+def test_a_user_that_says_what_the_other_side_said_has_left_its_part(store: Store) -> None:
+    told = Teacher({"a lamp?": "Gladly. Please tell me your order number first. Thanks!"})
+    (answer,) = talked(told, User([goes_on("Hi! please tell me your order number, first.")], store), asks("a lamp?"))
+    assert (answer.ended, answer.steps) == ("said the same again", ())
+    (answer,) = talked(
+        told, User([goes_on("My order number first? It is 5. Thanks!"), DONE], store), asks("a lamp?", persona="other")
+    )
+    assert answer.ended == "done"
+
+
 def test_thoughts_are_kept_and_the_user_does_not_hear_them(store: Store) -> None:
     user = User([goes_on("and?"), DONE], store)
     (answer,) = talked(Teacher({"a lamp?": "<think>Which?</think>Yes."}), user, asks("a lamp?"))

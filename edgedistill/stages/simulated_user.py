@@ -7,6 +7,7 @@ that it is done, or gives up. Its words are kept under a key of all that came be
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ PLAYED: tuple[tuple[tuple[str, str], tuple[str, ...], str], ...] = (
     ),
 )
 TOP_P = 0.95
+SENTENCE = re.compile(r"(?<=[.!?])\s+")
+QUOTED = 6  # words: a sentence of so many that comes again word by word is the other side's
 
 
 def user_teacher(recipe: Recipe) -> TeacherSettings:
@@ -226,9 +229,18 @@ class Talk:
         text = text.strip()
         if STATES[state] or not text:
             return STATES[state] or SILENT, ""
-        if any(message.role == "user" and normalised(message.content) == normalised(text) for message in heard):
+        if _is_echo(text, heard):
             return REPEATED, ""
         return ("", text) if way.count("user") < self.player.turns else (TURN_LIMIT, "")
+
+
+def _is_echo(text: str, heard: Sequence[Message]) -> bool:
+    """Whether the user says what it has said before, or word by word a whole sentence of the other side."""
+    said = normalised(text)
+    if any(message.role == "user" and normalised(message.content) == said for message in heard):
+        return True
+    sentences = (one for message in heard if message.role == "assistant" for one in SENTENCE.split(message.content))
+    return any(normalised(one) in said for one in sentences if len(one.split()) >= QUOTED)
 
 
 def _message(completion: Completion) -> Message:
