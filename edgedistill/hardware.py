@@ -64,7 +64,7 @@ def give_back_memory() -> None:
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim is not None:
-            trim(0)
+            trim(ctypes.c_size_t(0))
 
 
 def energy_joules() -> float | None:

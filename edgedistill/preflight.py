@@ -14,6 +14,7 @@ from .chat import ChatTemplate, folder_template, with_system
 from .curation.languages import require_languages
 from .errors import InvalidInput, MissingRequirement
 from .hardware import has_slow_blas
+from .llamacpp.answer import fits_context
 from .llamacpp.grammar import require_decodable
 from .llamacpp.importer import require_importable
 from .llamacpp.writer import require_writable
@@ -46,7 +47,7 @@ from .stages.rightness import require_rightness
 from .stages.room import GIGABYTE, require_disk, require_memory, target_bytes
 from .stages.sandbox import confinement, scorer_command
 from .stages.scorers import require_expected
-from .stages.simulated_user import require_user, user_teacher
+from .stages.simulated_user import examples, require_user, user_teacher
 from .stages.synthesis import require_synthesis
 from .stages.taught import require_taught
 from .stages.teach import WHOLE, row_count
@@ -205,7 +206,18 @@ def _judge(recipe: Recipe, run: Run) -> str:
 def _user(recipe: Recipe, run: Run) -> str:
     """Who plays the user, and for how long."""
     found = require_user(recipe)
-    return f"{_asked(recipe, user_teacher(recipe), run)}; {found}" if recipe.user.turns else found
+    if not recipe.user.turns:
+        return found
+    player = user_teacher(recipe)
+    told = f"{_asked(recipe, player, run)}; {found}"
+    path = identify_teacher(recipe, player, run.offline).path
+    shown = with_system(player.system, examples())
+    if player.backend == "llamacpp" and path is not None and not fits_context(path, shown, recipe.user.max_tokens):
+        raise InvalidInput(
+            f"{recipe.path}: {path.name} knows too few tokens to play the user, who is shown how others went on",
+            "Name another model in [user].",
+        )
+    return told
 
 
 def _asked(recipe: Recipe, teacher: TeacherSettings, run: Run) -> str:

@@ -250,10 +250,10 @@ def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
 
 
 def store_error(path: Path, error: Exception) -> EdgeDistillError:
-    """The error a user sees where SQLite refuses: resumable where the disk is full, or somebody else reads the file."""
+    """The error a user sees where SQLite refuses: resumable where the disk is full, or somebody else has the file."""
     if "full" in str(error) or "disk I/O" in str(error):
         return no_room(path, OSError(str(error)))
-    if "locked" in str(error):
+    if "database is locked" in str(error):
         return Stopped(f"{path}: another program has it open", "Close it there, and give the same command again.")
     return EdgeDistillError(f"{path}: {error}", MEND)
 

@@ -151,9 +151,12 @@ def test_a_changed_model_file_is_another_run(copy: Finished, models: PicoModels,
         run_again(copy)
 
 
-def test_redoing_from_a_stage_redoes_it_and_the_rest(copy: Finished) -> None:
+def test_redoing_from_a_stage_redoes_it_and_the_rest(copy: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     before = untouched(copy.run)
+    returned: list[int] = []
+    monkeypatch.setattr("edgedistill.pipeline.give_back_memory", lambda: returned.append(1))
     assert run_again(copy, redo_from="quantize") == NAMES[NAMES.index("quantize") :]
+    assert len(returned) == len(NAMES) - NAMES.index("quantize")  # behind each: the next one has other models
     after = untouched(copy.run)
     for name in NAMES:
         assert (after[name] == before[name]) is (NAMES.index(name) < NAMES.index("quantize")), name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from pico import silent
@@ -18,8 +20,8 @@ from edgedistill.records import Completion, Prompt, json_lines, read_rows
 from edgedistill.run import Run
 from edgedistill.stages.asking import Asking, Source, Tally
 from edgedistill.stages.curate import curate
-from edgedistill.stages.keys import AnswerKeys
-from edgedistill.stages.retries import TRIES, complained, retry, write_tries
+from edgedistill.stages.keys import AnswerKeys, drawn_tries, retry_temperature
+from edgedistill.stages.retries import TRIES, complained, retry, tried, write_tries
 from edgedistill.stages.stored_answers import answers
 from edgedistill.store import Store
 
@@ -48,7 +50,8 @@ def retried(folder: Path, retries: int) -> tuple[Recipe, Run, list[str]]:
     given = list(answers(recipe, run))
     with Store(run.folder("teach") / "teacher.sqlite") as store:
         path = run.folder("prompts") / "prompts.jsonl"
-        asking = Asking(store, Source(path, "content"), 0, AnswerKeys("identity", 1), Tally(silent, 3), False)
+        keys = AnswerKeys("identity", 1, drawn=drawn_tries(recipe))
+        asking = Asking(store, Source(path, "content"), 0, keys, Tally(silent, 3), False)
         told = retry(recipe, asking, given, complete)
         count = len(seen)
         assert retry(recipe, asking, given, complete) == told
@@ -77,6 +80,40 @@ def test_what_failed_is_seen_and_what_came_of_it_is_learned(tmp_path: Path) -> N
     (rejected,) = (row for _, row in read_rows(run.folder("curate") / "rejected.jsonl"))
     assert rejected["_ed"]["reason"] == "tests failed"
     assert rejected["messages"][-1]["content"] == "h = lambda x: 7"
+
+
+def test_tries_that_an_older_version_kept_are_found(tmp_path: Path) -> None:
+    recipe, run, _ = retried(tmp_path, retries=2)
+    path = run.folder("teach") / "teacher.sqlite"
+    keys = AnswerKeys("identity", 1, drawn=drawn_tries(recipe))
+    tries = [one for _, many in answers(recipe, run) for one in many if one.tried]
+    with Store(path) as store, Store(tmp_path / "old.sqlite") as old:
+        prompts = {one.completion.prompt_id: one for one in tries}
+        for prompt in FIRST:
+            if prompt.id not in prompts:
+                continue
+            one = prompts[prompt.id]
+            for number in range(1, len(one.tried) + 1):
+                asked_then = tried(prompt, replace(one, tried=one.tried[:number]))
+                kept = store.get(keys.again(asked_then, 0))
+                assert kept is not None
+                old.add(keys.part(asked_then, 0), kept)
+        for prompt in FIRST:
+            first = store.get(keys.part(prompt, 0))
+            assert first is not None
+            old.add(keys.part(prompt, 0), first)
+    (tmp_path / "old.sqlite").replace(path)
+    assert [one for _, many in answers(recipe, run) for one in many if one.tried] == [
+        replace(one, key=ANY) for one in tries
+    ]
+
+
+@pytest.mark.parametrize("change", [{"top_p": 0.5}, {"top_k": 5}, {"min_p": 0.1}, {"temperature": 1.0}])
+def test_tries_drawn_otherwise_are_other_tries(tmp_path: Path, change: dict[str, float]) -> None:
+    recipe, _, _ = retried(tmp_path, retries=1)
+    other = recipe.model_copy(update={"teach": recipe.teach.model_copy(update=change)})
+    assert len({drawn_tries(recipe), drawn_tries(other), drawn_tries(recipe.model_copy(update={"seed": 9}))}) == 3
+    assert retry_temperature(other.teach) == max(0.8, other.teach.temperature)
 
 
 def test_no_more_tries_are_made_than_the_recipe_says(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from test_dialogue import Kept
 from test_trajectories import Runner, called
 
 from edgedistill.messages import Message
+from edgedistill.recipe import TeacherSettings
 from edgedistill.records import Completion, Prompt, prompt_id
 from edgedistill.schema import schema_validator
 from edgedistill.stages import second_model
@@ -170,10 +171,13 @@ def test_an_answer_cannot_speak_for_the_user(store: Store) -> None:
 def test_a_user_that_says_what_the_other_side_said_has_left_its_part(store: Store) -> None:
     told = Teacher({"a lamp?": "Gladly. Please tell me your order number first. Thanks!"})
     (answer,) = talked(told, User([goes_on("Hi! please tell me your order number, first.")], store), asks("a lamp?"))
-    assert (answer.ended, answer.steps) == ("said the same again", ())
-    (answer,) = talked(
-        told, User([goes_on("My order number first? It is 5. Thanks!"), DONE], store), asks("a lamp?", persona="other")
-    )
+    assert (answer.ended, answer.steps) == ("quoted the other side", ())
+
+
+@pytest.mark.parametrize("text", ["Thanks!", "So I please tell me your order number first?"])
+def test_a_user_may_take_up_what_the_other_side_said(store: Store, text: str) -> None:
+    told = Teacher({"a lamp?": "Gladly. Please tell me your order number first. Thanks!"})
+    (answer,) = talked(told, User([goes_on(text), DONE], store), asks("a lamp?"))
     assert answer.ended == "done"
 
 
@@ -244,6 +248,13 @@ def test_how_a_conversation_ended_is_stored_with_it(store: Store) -> None:
     assert (answer.steps, answer.ended) == ((), "done")
     assert keep(store, "ab" * 32, answer)
     assert kept(store, "ab" * 32) == answer
+
+
+def test_other_examples_are_another_player() -> None:
+    own, others = examples(), examples()[2:]
+    settings = TeacherSettings(model="m.gguf", system="s")
+    names = {second_model.identity_of(settings, SCHEMA, "sha", examples=shown) for shown in ((), own, others)}
+    assert len(names) == 3
 
 
 def test_the_player_is_shown_conversations_in_the_form_in_which_it_is_asked() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -97,9 +98,12 @@ Trained = tuple[Path, dict[str, Any], Steps]
 
 @pytest.fixture(scope="module")
 def trained(backend: str, models: PicoModels, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """An uninterrupted training of eight steps, to be read only."""
+    """An uninterrupted training of eight steps, to be read only; memory goes back at each of its four checkpoints."""
     out, steps = tmp_path_factory.mktemp("trained"), Steps()
-    return out, student_of(backend, models.student).train(data_of(encoder), SETTINGS, out, steps), steps
+    with patch("edgedistill.students.training.give_back_memory") as gave_back:
+        summary = student_of(backend, models.student).train(data_of(encoder), SETTINGS, out, steps)
+    assert gave_back.call_count == 4
+    return out, summary, steps
 
 
 def test_every_step_is_reported_and_written(trained: Trained) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InvalidInput
 from ..llamacpp.call_grammar import CALLS
-from ..recipe import Recipe, TeacherSettings
+from ..recipe import Recipe, TeacherSettings, TeachSettings
 from ..records import Place, Prompt, Tool, digest, messages_of, placed_lines, prompt_id, row_of, tools_of
 from ..schema import kept_answers, load_schema
 from ..targets import VERSION
@@ -19,7 +19,16 @@ from ..teachers import preamble
 from .dialogue import places
 from .on_offer import ran_by, recipe_tools
 
-__all__ = ["AnswerKeys", "GivenAnswers", "given_answers", "parameters", "row_key", "teacher_identity"]
+__all__ = [
+    "AnswerKeys",
+    "GivenAnswers",
+    "drawn_tries",
+    "given_answers",
+    "parameters",
+    "retry_temperature",
+    "row_key",
+    "teacher_identity",
+]
 
 NO_TOOLS = None  # what a row without tools of its own has in their place
 
@@ -48,6 +57,17 @@ def parameters(recipe: Recipe) -> dict[str, Any]:
     elif kept_answers(load_schema(recipe), settings) is not None:
         found["closed"] = settings.closed_floor
     return found
+
+
+def drawn_tries(recipe: Recipe) -> tuple[float, ...]:
+    """What decides a try behind a failed answer, beside its teacher and what it was told."""
+    settings = recipe.teach
+    return retry_temperature(settings), settings.top_p, settings.top_k, settings.min_p, recipe.seed
+
+
+def retry_temperature(settings: TeachSettings) -> float:
+    """0.8 at the least: greedily, a teacher writes down again what it sees above."""
+    return max(settings.temperature, 0.8)
 
 
 def row_key(prompt: Prompt, identity: str, sample: int = 0, given: str | None = None) -> str:
@@ -116,12 +136,14 @@ def _answered(path: Path, offered: tuple[Tool, ...]) -> Iterator[tuple[int, int,
 class AnswerKeys:
     """The keys of one teacher's answers: of each sample, or of the one answer that is given.
 
-    `seed` is the recipe's: tries behind a failed answer are drawn by it, even where answers are greedy.
+    `drawn` is what decides a try behind a failed answer, which is drawn even where answers are greedy.
     """
 
-    def __init__(self, identity: str, samples: int, given: GivenAnswers | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, identity: str, samples: int, given: GivenAnswers | None = None, drawn: tuple[float, ...] = ()
+    ) -> None:
         self.identity = identity
-        self._seed = seed
+        self._drawn = drawn
         self._samples = samples
         self._given = given
 
@@ -142,4 +164,4 @@ class AnswerKeys:
 
     def again(self, prompt: Prompt, sample: int) -> str:
         """The key of a try behind one that failed."""
-        return digest(self.part(prompt, sample), "drawn", self._seed)
+        return digest(self.part(prompt, sample), "drawn", *self._drawn)

@@ -18,14 +18,13 @@ from ..run import stop_if_asked, write_whole
 from ..teachers import ending
 from .asking import Asking
 from .combine import Answered
+from .keys import retry_temperature
 from .rightness import Fault, faults
 
 __all__ = ["TOLD", "TRIES", "Tries", "checks", "retry", "write_tries"]
 
 TRIES = "tries.jsonl"
 AT_ONCE = 256  # prompts whose failures are asked about side by side
-TEMPERATURE = 0.8
-"""Of a try behind one that failed, at the least: greedily, a teacher writes down again what it sees above."""
 TOLD = 200  # tokens of what is said to a try that failed, and a little room
 SHOWN = ("tests failed", "verifier")
 """Reasons of which the teacher is told what is wrong; it is never told what is expected of it."""
@@ -101,7 +100,7 @@ def _round(
     held = asking.store.held(list(keys.values()))
     todo = [question for name, (_, _, question) in again.items() if keys[name] not in held]
     if todo:
-        changes = {"samples": 1, "temperature": max(recipe.teach.temperature, TEMPERATURE)}
+        changes = {"samples": 1, "temperature": retry_temperature(recipe.teach)}
         single = recipe.teach.model_copy(update=changes)
         with ending(complete(iter(todo), single, recipe.seed)) as answers:
             for answer in answers:

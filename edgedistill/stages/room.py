@@ -34,15 +34,17 @@ def require_memory(recipe: Recipe, run: Run) -> str:
 def estimated_memory(recipe: Recipe, run: Run) -> int:
     """Bytes at the peak: of the teacher, of training, or of quantize, where all are over the same tokens at once."""
     student = _student_size(recipe, run)
-    teachers = [_size(teacher) for teacher in _asked(recipe, run)]
+    asked = [_size(teacher) for teacher in _asked(recipe, run)]
+    teachers = asked[: len(recipe.teachers)]
     # float32 weights, and for full fine-tuning gradients and two moments besides; healing holds two models, and as much
     # again is left for what its passes keep
     copies = 4 if recipe.train.method == "full" or recipe.quantize.heal else 1
     quants = teachers[0] + student + len(recipe.quantize.made) * student // 2
     # whoever plays the user is loaded beside the teacher that answers
     beside = _size(identify_teacher(recipe, user_teacher(recipe), run.offline)) if recipe.user.turns else 0
-    again = 2 if recipe.tools.results == "teacher" else 1  # each teacher's weights once more, for its tools
-    return max(*(int((size * again + beside) * 1.3) for size in teachers), 2 * student * copies, quants) + GIGABYTE
+    if recipe.tools.results == "teacher":  # each teacher's weights once more, for its tools
+        asked = [2 * size for size in teachers] + asked[len(teachers) :]
+    return max(*(int((size + beside) * 1.3) for size in asked), 2 * student * copies, quants) + GIGABYTE
 
 
 def estimated_disk(recipe: Recipe, run: Run) -> int:

@@ -41,7 +41,7 @@ __all__ = [
     "user_teacher",
 ]
 
-GAVE_UP, REPEATED, SILENT = "gave up", "said the same again", "said nothing"
+GAVE_UP, REPEATED, QUOTED, SILENT = "gave up", "said the same again", "quoted the other side", "said nothing"
 STATES = {"goes on": "", "done": DONE, "gives up": GAVE_UP}
 """What the player may say of the conversation, and how it ends then."""
 SCHEMA: dict[str, Any] = {
@@ -120,7 +120,7 @@ PLAYED: tuple[tuple[tuple[str, str], tuple[str, ...], str], ...] = (
 )
 TOP_P = 0.95
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
-QUOTED = 6  # words: a sentence of so many that comes again word by word is the other side's
+LONG = 6  # words: shorter sentences come again by chance
 
 
 def user_teacher(recipe: Recipe) -> TeacherSettings:
@@ -229,18 +229,21 @@ class Talk:
         text = text.strip()
         if STATES[state] or not text:
             return STATES[state] or SILENT, ""
-        if _is_echo(text, heard):
+        if any(message.role == "user" and normalised(message.content) == normalised(text) for message in heard):
             return REPEATED, ""
+        if _quotes(text, heard):
+            return QUOTED, ""
         return ("", text) if way.count("user") < self.player.turns else (TURN_LIMIT, "")
 
 
-def _is_echo(text: str, heard: Sequence[Message]) -> bool:
-    """Whether the user says what it has said before, or word by word a whole sentence of the other side."""
-    said = normalised(text)
-    if any(message.role == "user" and normalised(message.content) == said for message in heard):
-        return True
-    sentences = (one for message in heard if message.role == "assistant" for one in SENTENCE.split(message.content))
-    return any(normalised(one) in said for one in sentences if len(one.split()) >= QUOTED)
+def _quotes(text: str, heard: Sequence[Message]) -> bool:
+    """Whether a sentence of the user is one that the other side said, of LONG words or more."""
+    theirs = {one for message in heard if message.role == "assistant" for one in _sentences(message.content)}
+    return any(len(one.split()) >= LONG and one in theirs for one in _sentences(text))
+
+
+def _sentences(text: str) -> Iterator[str]:
+    return (normalised(one) for one in SENTENCE.split(text))
 
 
 def _message(completion: Completion) -> Message:

@@ -16,7 +16,7 @@ from ..store import Store
 from .calibration import calibrated
 from .combine import Answered
 from .dialogue import parts
-from .keys import AnswerKeys, given_answers
+from .keys import AnswerKeys, drawn_tries, given_answers
 from .on_offer import goes_in_steps
 from .retries import Tries
 from .shortening import is_too_long, question
@@ -37,7 +37,7 @@ def taught_keys(recipe: Recipe, run: Run) -> list[AnswerKeys]:
     """The keys of each teacher's answers, as the finished stage stored them."""
     given = given_answers(recipe)
     return [
-        AnswerKeys(teacher["identity"], recipe.teach.samples, given, recipe.seed)
+        AnswerKeys(teacher["identity"], recipe.teach.samples, given, drawn_tries(recipe))
         for teacher in run.summary("teach")["teachers"]
     ]
 
@@ -107,7 +107,8 @@ class StoredAnswers:
         return self._found(self._keys[teacher].part(asked, sample))
 
     def _again(self, teacher: int, asked: Prompt, sample: int) -> tuple[str, Completion | None]:
-        return self._found(self._keys[teacher].again(asked, sample))
+        found = self._found(self._keys[teacher].again(asked, sample))
+        return found if found[1] is not None else self.get(teacher, asked, sample)  # as versions before 0.8 kept it
 
     def _found(self, key: str) -> tuple[str, Completion | None]:
         return key, self._store.find([key], self._targets).get(key)

@@ -20,7 +20,7 @@ from .calibration import asks_calibration, prior_of
 from .combine import Answered
 from .dialogue import Ask, conversed
 from .failures import Failures
-from .keys import AnswerKeys, GivenAnswers, given_answers, teacher_identity
+from .keys import AnswerKeys, GivenAnswers, drawn_tries, given_answers, teacher_identity
 from .on_offer import teacher_rule
 from .retries import Tries, retry, write_tries
 from .scorer_desk import Desk
@@ -54,7 +54,9 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
                 found = fetch_teacher(recipe, settings, run.offline, progress)
                 assert found.sha256 is not None, "weights that were fetched have been hashed"
                 heard = None if player is None else player.identity
-                keys = AnswerKeys(teacher_identity(recipe, settings, found.sha256, heard), samples, given, recipe.seed)
+                keys = AnswerKeys(
+                    teacher_identity(recipe, settings, found.sha256, heard), samples, given, drawn_tries(recipe)
+                )
                 shown = preamble(recipe, settings)
                 schema, tools = teacher_rule(recipe, settings), first_tools(source.path)
                 task = TeacherTask(found.path, found.sha256, shown, schema, run.scratch, settings, tools)

@@ -188,7 +188,11 @@ HARDER_WAYS = (
         "Count {minutes} minutes for the {dish}.",
         "{minutes} min timer",
     ),
-    *("The {dish} needs {minutes} more minutes, tell me when.", "Ring me in {hours} hours.", "In {hours} hours, beep."),
+    *(
+        "The {dish} needs {minutes} more minutes, tell me when.",
+        "{hours} hours on the timer, please.",
+        "In {hours} hours, beep.",
+    ),
     *(
         "Timer of {hours} hours for the {dish}.",
         "A quarter of an hour for the {dish}, go.",
@@ -213,7 +217,10 @@ HARDER_WAYS = (
 )
 # two calls in one sentence
 IN_ONE_WAYS = (
-    *("We are all in, lock {door} and {other_door}.", "Both the {door} and the {other_door} door should be unlocked."),
+    *(
+        "We are all in, lock the {door} and the {other_door} door.",
+        "Both the {door} and the {other_door} door should be unlocked.",
+    ),
     *("Lock the {door} door, but unlock the {other_door} one.", "{food} and {other_food} on the shopping list."),
     *("We need {count} {food} and {other_count} {other_food}.", "Pack {thing} and {other_thing}, note both."),
     *(
@@ -248,7 +255,7 @@ IN_ONE_WAYS = (
         "{genre} at volume {volume}, and {celsius} degrees in the {room}.",
         "Start {genre} and dim the {room} to {percent} percent.",
     ),
-    *("No more music, and the vacuum back to its dock.", "Vacuum the {room} and then the {other_room}."),
+    *("No more music, and the robot may rest.", "Vacuum the {room} and then the {other_room}."),
     *(
         "Let the robot clean the {room} and tell {name}: {news}",
         "Tell {name} that {news}, and the same to {other_name}.",
@@ -288,7 +295,7 @@ NEAR_MISS_WAYS = (
         "What can one see in {city}?",
         "Which country is {city} in?",
     ),
-    *("Turn the TV in the {room} on.", "Set the TV to channel {minutes}.", "Record channel {minutes} at {time}."),
+    *("Turn the TV in the {room} on.", "Mute the TV in the {room}.", "Record channel {minutes} at {time}."),
     *(
         "Open the window in the {room}.",
         "Turn the fan in the {room} on.",
