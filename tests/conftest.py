@@ -43,12 +43,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:llama_token_get_attr is deprecated:DeprecationWarning")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of MLX first: `make test` gives the first half to one process, which then compiles all kernels."""
-    items.sort(key=lambda item: "mlx" not in item.nodeid and "both_backends" not in item.nodeid)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give a test one core, each process its own: pico models are so small that sharing them out costs more."""

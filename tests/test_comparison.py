@@ -93,8 +93,8 @@ def test_sides_that_do_not_match_are_refused(models: list[Path]) -> None:
         compare([Side(models[0], rows), Side(models[1], other)], Comparison([(0, 1)]), 1, silent)
     with pytest.raises(InvalidInput, match="without a scored token"):
         divergence_between(models[0], models[1:], [ScoredText((4, 5), 2)], 1, silent)
-    with pytest.raises(InvalidInput, match="the model knows 2048"):
-        divergence_between(models[0], models[1:], [ScoredText((4,) * 2100, 1)], 1, silent)
+    with pytest.raises(InvalidInput, match="the model knows 4096"):
+        divergence_between(models[0], models[1:], [ScoredText((4,) * 4200, 1)], 1, silent)
 
 
 def test_a_long_text_is_cut_into_whole_chunks() -> None:

@@ -100,7 +100,7 @@ def test_the_metadata_has_the_conventions_keys(tmp_path: Path) -> None:
         "general.file_type": 1,
         "general.quantization_version": 2,
         "llama.block_count": 2,
-        "llama.context_length": 2048,
+        "llama.context_length": 4096,
         "llama.embedding_length": 64,
         "llama.feed_forward_length": 128,
         "llama.attention.head_count": 4,

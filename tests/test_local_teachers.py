@@ -210,9 +210,9 @@ def test_answers_with_more_ways_than_rows_are_weighed_in_turns(
 
 def test_a_prompt_that_the_model_is_too_short_for_is_refused(local: str, models: Any) -> None:
     teacher = teacher_of(local, models)
-    long = Prompt("00000000", (Message("user", "hello " * 3000),))
+    long = Prompt("00000000", (Message("user", "hello " * 6000),))
     for closed in (True, False):
-        with pytest.raises(InvalidInput, match="the model knows 2048"):
+        with pytest.raises(InvalidInput, match="the model knows 4096"):
             list(teacher.complete([long], TeachSettings(closed=closed), 0))
     teacher.close()
 

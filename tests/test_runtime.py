@@ -83,7 +83,7 @@ def test_free_text_is_cut_at_its_longest_and_a_long_prompt_gets_a_larger_context
             reply = runtime.answer(asked(text), 5)
             assert reply.tokens <= 5
             assert (reply.finish_reason == "length") is (reply.tokens == 5)
-        with pytest.raises(InvalidInput, match="the model knows 2048"):
+        with pytest.raises(InvalidInput, match="the model knows 4096"):
             runtime.answer(asked("x " * 3000), 5)
 
 
