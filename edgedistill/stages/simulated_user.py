@@ -59,63 +59,45 @@ Write the state: "done" where the desk has told or done all of the goal, "gives 
 state is not "goes on". The person asks and never helps, answers only what is in the goal, and says nothing twice."""
 ROLES = {"user": "person", "assistant": "desk"}
 """Who speaks in a conversation, as the player is told: as "assistant", it would know itself in the other side."""
-TICKET = (
-    "polite, a little worried",
-    "Your ticket 7741 to York is for Friday, but you have to travel on Saturday. Find out whether it can be changed, "
-    "and what that costs.",
-)
-SWIMMING = (
-    "chatty",
-    "Your child of 5 cannot swim. Find out whether the pool in Bath has lessons for that age, and how long one takes.",
-)
-# (persona and goal, what was said by turns, how the player goes on; "" where it is done)
-PLAYED: tuple[tuple[tuple[str, str], tuple[str, ...], str], ...] = (
+# persona, goal, and what both said by turns; the player is shown each of its own behind the first, "" where it is done
+TALKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
-        ("curt", "You want to know when the library in Leeds opens on Sunday, and what a card costs."),
-        ("A question about the library.", "Gladly. In which town, and what would you like to know?"),
-        "Leeds. When do you open on Sunday, and what does a card cost?",
-    ),
-    (
+        "curt",
+        "You want to know when the library in Leeds opens on Sunday, and what a card costs.",
         (
-            "blunt",
-            "You want to know whether the shop in Hull sells stamps, and until when it is open today. Your name is "
-            "Reed.",
+            "A question about the library.",
+            "Gladly. In which town, and what would you like to know?",
+            "Leeds. When do you open on Sunday, and what does a card cost?",
         ),
-        ("Stamps?", "Yes, we have stamps, and in Hull we are open until six today."),
-        "",
     ),
     (
-        TICKET,
-        (
-            "Hello, I bought a ticket for the wrong day.",
-            "Tickets can be changed until the day before. Please send me the number of the ticket.",
-        ),
-        "Thank you, it is ticket 7741. Does the change to Saturday cost anything, please?",
+        "blunt",
+        "You want to know whether the shop in Hull sells stamps, and until when it is open today. Your name is Reed.",
+        ("Stamps?", "Yes, we have stamps, and in Hull we are open until six today.", ""),
     ),
     (
-        TICKET,
+        "polite, a little worried",
+        "Your ticket 7741 to York is for Friday, but you have to travel on Saturday. Find out whether it can be "
+        "changed, and what that costs.",
         (
             "Hello, I bought a ticket for the wrong day.",
             "Tickets can be changed until the day before. Please send me the number of the ticket.",
             "Thank you, it is ticket 7741. Does the change to Saturday cost anything, please?",
             "It costs 5 pounds. A colleague changes it today and writes to you.",
+            "",
         ),
-        "",
     ),
     (
-        SWIMMING,
-        ("Hi there! Do you teach swimming?", "Yes, at every pool. Are you a member?"),
-        "No, not yet! My child is 5: are there lessons in Bath, and how long do they take?",
-    ),
-    (
-        SWIMMING,
+        "chatty",
+        "Your child of 5 cannot swim. Find out whether the pool in Bath has lessons for that age, and how long one "
+        "takes.",
         (
             "Hi there! Do you teach swimming?",
             "Yes, at every pool. Are you a member?",
             "No, not yet! My child is 5: are there lessons in Bath, and how long do they take?",
             "In Bath there are lessons from 4 years on.",
+            "Lovely! And how long does one lesson take?",
         ),
-        "Lovely! And how long does one lesson take?",
     ),
 )
 TOP_P = 0.95
@@ -265,11 +247,12 @@ def _material(prompt: Prompt, heard: Sequence[Message]) -> dict[str, Any]:
 def examples() -> list[Message]:
     """Conversations and how the player went on with them. Told only by rules, a small model helps instead of asking."""
     shown = []
-    for (persona, goal), said_before, then in PLAYED:
-        heard = [Message(("user", "assistant")[number % 2], text) for number, text in enumerate(said_before)]
-        material = _material(Prompt("", (), goal=goal, persona=persona), heard)
-        answer = json.dumps({"state": "goes on" if then else "done", "person": then})
-        shown += [Message("user", fenced(material)), Message("assistant", answer)]
+    for persona, goal, turns in TALKS:
+        said_by_turns = [Message(("user", "assistant")[number % 2], text) for number, text in enumerate(turns)]
+        for own in range(2, len(turns), 2):
+            material = _material(Prompt("", (), goal=goal, persona=persona), said_by_turns[:own])
+            answer = json.dumps({"state": "goes on" if turns[own] else "done", "person": turns[own]})
+            shown += [Message("user", fenced(material)), Message("assistant", answer)]
     return shown
 
 

@@ -182,147 +182,56 @@ WAYS: dict[str, tuple[str, ...]] = {
     ),
 }
 # ways for what small students get wrong: labels, numbers in words, times of day, options
-HARDER_WAYS = (
-    *(
-        "{minutes} minutes on the timer, it's the {dish}.",
-        "Count {minutes} minutes for the {dish}.",
-        "{minutes} min timer",
-    ),
-    *(
-        "The {dish} needs {minutes} more minutes, tell me when.",
-        "{hours} hours on the timer, please.",
-        "In {hours} hours, beep.",
-    ),
-    *(
-        "Timer of {hours} hours for the {dish}.",
-        "A quarter of an hour for the {dish}, go.",
-        "Beep in {minutes} minutes.",
-    ),
-    *("Alarm at {time}.", "Let me sleep until {time}.", "I must be awake at {time}.", "Alarm {evening}, for my pills."),
-    *("Set the alarm to {evening}.", "Monday to Friday I rise at {time}.", "On working days, alarm at {time}."),
-    *("Wake us at a quarter to {clock_word}.", "Twenty past {clock_word} is when I get up on weekdays."),
-    *(
-        "A room for {people_word} people, {day} at {clock_word} pm, with projector.",
-        "{people_word} of us, {day} {hour}, a room.",
-    ),
-    *(
-        "{day} {hour}, slides to show, {people} people: book a room.",
-        "We are {people} on {day} at {hour}, with projector.",
-    ),
-    *("{count} {food} for the shopping list.", "Buy {count} {food}.", "I'm packing {count} {thing}, write it down."),
-    *("{count} {thing} go into the suitcase.", "Put {todo} on my todos.", "Don't forget the {food} at the shop."),
-    *("Also pack {thing}.", "My list of todos gets one more: {todo}.", "We ran out of {food}, put it on the list."),
-    *("Volume {percent_word}, {genre}.", "{genre} at {percent_word}, please.", "Make the robot stop, it is in my way."),
-    *("The robot shall stop.", "The vacuum may rest in its dock now.", "The {room} light to {percent_word}."),
-)
+HARDER_WAYS = """\
+{minutes} minutes on the timer, it's the {dish}.|Count {minutes} minutes for the {dish}.|{minutes} min timer
+The {dish} needs {minutes} more minutes, tell me when.|{hours} hours on the timer, please.|In {hours} hours, beep.
+Timer of {hours} hours for the {dish}.|A quarter of an hour for the {dish}, go.|Beep in {minutes} minutes.
+Alarm at {time}.|Let me sleep until {time}.|I must be awake at {time}.|Alarm {evening}, for my pills.
+Set the alarm to {evening}.|Monday to Friday I rise at {time}.|On working days, alarm at {time}.
+Wake us at a quarter to {clock_word}.|Twenty past {clock_word} is when I get up on weekdays.
+A room for {people_word} people, {day} at {clock_word} pm, with projector.|{people_word} of us, {day} {hour}, a room.
+{day} {hour}, slides to show, {people} people: book a room.|We are {people} on {day} at {hour}, with projector.
+{count} {food} for the shopping list.|Buy {count} {food}.|I'm packing {count} {thing}, write it down.
+{count} {thing} go into the suitcase.|Put {todo} on my todos.|Don't forget the {food} at the shop.|Also pack {thing}.
+My list of todos gets one more: {todo}.|We ran out of {food}, put it on the list.|Volume {percent_word}, {genre}.
+{genre} at {percent_word}, please.|Make the robot stop, it is in my way.|The robot shall stop.
+The vacuum may rest in its dock now.|The {room} light to {percent_word}."""
 # two calls in one sentence
-IN_ONE_WAYS = (
-    *(
-        "We are all in, lock the {door} and the {other_door} door.",
-        "Both the {door} and the {other_door} door should be unlocked.",
-    ),
-    *("Lock the {door} door, but unlock the {other_door} one.", "{food} and {other_food} on the shopping list."),
-    *("We need {count} {food} and {other_count} {other_food}.", "Pack {thing} and {other_thing}, note both."),
-    *(
-        "Put {count} {food} and {other_count} {other_food} on the list for the shop.",
-        "Todos: {todo}, and {other_todo}.",
-    ),
-    *("Weather in {city} and {other_city} tomorrow?", "Does it rain in {city} or in {other_city} this weekend?"),
-    *(
-        "How's the weather in {city}, and how in {other_city}?",
-        "{room} at {celsius} degrees, {other_room} at {other_celsius}.",
-    ),
-    *(
-        "Heat the {room} to {celsius} and the {other_room} to {other_celsius}.",
-        "Light on in the {room} and off in the {other_room}.",
-    ),
-    *(
-        "Lights off in the {room} and the {other_room}.",
-        "{room}: light off, blinds closed.",
-        "In the {room} blinds open and light at {percent} percent.",
-    ),
-    *("{room}: {celsius} degrees and the light on.", "Blinds down in the {room}, up in the {other_room}."),
-    *(
-        "Timers for {minutes} and for {other_minutes} minutes.",
-        "{minutes} minutes for the {dish} and {other_minutes} for the {other_dish}.",
-    ),
-    *(
-        "Wake me at {time}, and {genre} now.",
-        "Music off and lights out in the {room}.",
-        "End the music and lock the {door} door.",
-    ),
-    *(
-        "{genre} at volume {volume}, and {celsius} degrees in the {room}.",
-        "Start {genre} and dim the {room} to {percent} percent.",
-    ),
-    *("No more music, and the robot may rest.", "Vacuum the {room} and then the {other_room}."),
-    *(
-        "Let the robot clean the {room} and tell {name}: {news}",
-        "Tell {name} that {news}, and the same to {other_name}.",
-    ),
-    *("Message {name}: {news}, and lock the {door} door.", "Unlock the {door} door and light up the {room}."),
-    *(
-        "How much are {number} {a} in {b}, and {other_number} {a}?",
-        "{number} {a} and {other_number} {a} in {b}, please.",
-    ),
-    *("Rooms for {people} on {day} at {hour} and for {other_people} on {other_day} at {other_hour}.",),
-    *(
-        "Book {day} {hour} for {people} people, and {other_day} {other_hour} as well.",
-        "Alarm at {time}, blinds in the {room} closed.",
-    ),
-    *("Put {food} on the shopping list and set a timer for {minutes} minutes for the {dish}.",),
-)
+IN_ONE_WAYS = """\
+We are all in, lock the {door} and the {other_door} door.|Both the {door} and the {other_door} door should be unlocked.
+Lock the {door} door, but unlock the {other_door} one.|{food} and {other_food} on the shopping list.
+We need {count} {food} and {other_count} {other_food}.|Pack {thing} and {other_thing}, note both.
+Put {count} {food} and {other_count} {other_food} on the list for the shop.|Todos: {todo}, and {other_todo}.
+Weather in {city} and {other_city} tomorrow?|Does it rain in {city} or in {other_city} this weekend?
+How's the weather in {city}, and how in {other_city}?|{room} at {celsius} degrees, {other_room} at {other_celsius}.
+Heat the {room} to {celsius} and the {other_room} to {other_celsius}.
+Light on in the {room} and off in the {other_room}.|Lights off in the {room} and the {other_room}.
+{room}: light off, blinds closed.|In the {room} blinds open and light at {percent} percent.
+{room}: {celsius} degrees and the light on.|Blinds down in the {room}, up in the {other_room}.
+Timers for {minutes} and for {other_minutes} minutes.
+{minutes} minutes for the {dish} and {other_minutes} for the {other_dish}.|Wake me at {time}, and {genre} now.
+Music off and lights out in the {room}.|End the music and lock the {door} door.
+{genre} at volume {volume}, and {celsius} degrees in the {room}.|Start {genre} and dim the {room} to {percent} percent.
+No more music, and the robot may rest.|Vacuum the {room} and then the {other_room}.
+Let the robot clean the {room} and tell {name}: {news}|Tell {name} that {news}, and the same to {other_name}.
+Message {name}: {news}, and lock the {door} door.|Unlock the {door} door and light up the {room}.
+How much are {number} {a} in {b}, and {other_number} {a}?|{number} {a} and {other_number} {a} in {b}, please.
+Rooms for {people} on {day} at {hour} and for {other_people} on {other_day} at {other_hour}.
+Book {day} {hour} for {people} people, and {other_day} {other_hour} as well.
+Alarm at {time}, blinds in the {room} closed.
+Put {food} on the shopping list and set a timer for {minutes} minutes for the {dish}."""
 # what sounds like one of the tools, and is none
-NEAR_MISS_WAYS = (
-    *(
-        "Translate {dish} into {language}.",
-        "What's {food} in {language}?",
-        "How do you say see you on {day} in {language}?",
-    ),
-    *(
-        "What is {minutes} times {other_minutes}?",
-        "What's {minutes} percent of {other_minutes}?",
-        "Add {minutes} and {other_minutes}.",
-    ),
-    *(
-        "How do I get to {city} by train?",
-        "What does a flight to {city} cost?",
-        "When does the bus to {city} leave on {day}?",
-    ),
-    *(
-        "Book me a hotel in {city}.",
-        "How many people live in {city}?",
-        "What can one see in {city}?",
-        "Which country is {city} in?",
-    ),
-    *("Turn the TV in the {room} on.", "Mute the TV in the {room}.", "Record channel {minutes} at {time}."),
-    *(
-        "Open the window in the {room}.",
-        "Turn the fan in the {room} on.",
-        "Is anybody in the {room}?",
-        "Mop the {room}.",
-    ),
-    *("Water the plants in the {room}.", "Print {people} copies of the report.", "Photograph the {door} door."),
-    *(
-        "Call {name}.",
-        "Is {name} at home?",
-        "Where is {name}?",
-        "When is the birthday of {name}?",
-        "Did {name} write to me?",
-    ),
-    *(
-        "How do I cook {dish}?",
-        "How long does {dish} take?",
-        "Where do I get cheap {food}?",
-        "Order {food} for {people}.",
-    ),
-    *(
-        "Who sang the best {genre}?",
-        "What does {thing} cost?",
-        "Preheat the oven to {minutes}0 degrees.",
-        "Cancel my meeting on {day}.",
-    ),
-)
+NEAR_MISS_WAYS = """\
+Translate {dish} into {language}.|What's {food} in {language}?|How do you say see you on {day} in {language}?
+What is {minutes} times {other_minutes}?|What's {minutes} percent of {other_minutes}?|Add {minutes} and {other_minutes}.
+How do I get to {city} by train?|What does a flight to {city} cost?|When does the bus to {city} leave on {day}?
+Book me a hotel in {city}.|How many people live in {city}?|What can one see in {city}?|Which country is {city} in?
+Turn the TV in the {room} on.|Mute the TV in the {room}.|Record channel {minutes} at {time}.
+Open the window in the {room}.|Turn the fan in the {room} on.|Is anybody in the {room}?|Mop the {room}.
+Water the plants in the {room}.|Print {people} copies of the report.|Photograph the {door} door.|Call {name}.
+Is {name} at home?|Where is {name}?|When is the birthday of {name}?|Did {name} write to me?|How do I cook {dish}?
+How long does {dish} take?|Where do I get cheap {food}?|Order {food} for {people}.|Who sang the best {genre}?
+What does {thing} cost?|Preheat the oven to {minutes}0 degrees.|Cancel my meeting on {day}."""
 LANGUAGES = ("Spanish", "Italian", "Polish", "Korean", "Dutch", "Greek", "Turkish", "Arabic")
 HOURS = ("two", "three", "four", "one and a half", 2, 3)
 NUMBER_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
@@ -360,8 +269,17 @@ What's the boiling point of nitrogen?|Who is the president of France?|Where is T
 
 def filled(way: str, chance: random.Random) -> str:
     """A way of asking with its slots filled."""
-    text = way.format(**slots(chance))
+    return begun(way.format(**slots(chance)))
+
+
+def begun(text: str) -> str:
+    """A sentence with a capital."""
     return text[0].upper() + text[1:]
+
+
+def listed(texts: str) -> list[str]:
+    """Texts of which a line has several."""
+    return [text for line in texts.splitlines() for text in line.split("|")]
 
 
 def slots(chance: random.Random) -> dict[str, object]:
@@ -416,8 +334,7 @@ def filled_twice(way: str, chance: random.Random) -> str:
         "people_word": chance.choice(NUMBER_WORDS),
         "language": chance.choice(LANGUAGES),
     }
-    text = way.format(**first, **{f"other_{name}": value for name, value in other.items()}, **more)
-    return text[0].upper() + text[1:]
+    return begun(way.format(**first, **{f"other_{name}": value for name, value in other.items()}, **more))
 
 
 def lowered(text: str) -> str:
@@ -461,13 +378,12 @@ def written() -> list[str]:
         first, second = (filled(chance.choice(WAYS[tool]), chance) for tool in tools)
         return chance.choice(JOINED).format(ended(first), lowered(second))
 
-    def from_one_of(ways: tuple[str, ...]) -> Callable[[], str]:
+    def of(ways: list[str]) -> Callable[[], str]:
         return lambda: filled_twice(chance.choice(ways), chance)
 
-    none = [text for line in SERVED_BY_NONE.splitlines() for text in line.split("|")]
-    rows = [*different(SINGLE, one, seen), *different(PARALLEL, two, seen), *none]
+    rows = [*different(SINGLE, one, seen), *different(PARALLEL, two, seen), *listed(SERVED_BY_NONE)]
     for count, ways in ((HARDER, HARDER_WAYS), (IN_ONE, IN_ONE_WAYS), (NEAR_MISSES, NEAR_MISS_WAYS)):
-        rows += different(count, from_one_of(ways), seen)
+        rows += different(count, of(listed(ways)), seen)
     chance.shuffle(rows)
     return rows
 
