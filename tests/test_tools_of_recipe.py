@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,11 @@ def test_a_teacher_that_plays_its_tools_is_in_memory_twice(
     once = room.estimated_memory(load_recipe(folder), run) - room.GIGABYTE
     edit(folder / "recipe.toml", 'file = "tools.json"\n', 'file = "tools.json"\nresults = "teacher"\n')
     assert room.estimated_memory(load_recipe(folder), run) - room.GIGABYTE == pytest.approx(2 * once, abs=1)
+    (teacher,) = room._asked(load_recipe(folder), run)
+    assert teacher.size_bytes is not None
+    judge = replace(teacher, size_bytes=3 * teacher.size_bytes)  # plays no tools
+    monkeypatch.setattr(room, "_asked", lambda recipe, run: [teacher, judge])
+    assert room.estimated_memory(load_recipe(folder), run) - room.GIGABYTE == pytest.approx(3 * once, abs=3)
 
 
 def test_a_student_whose_template_shows_no_tools_must_learn_them(folder: Path, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pico import pico_gguf, silent
+from pico import pico_gguf, pico_hf_folder, reconfigured, silent
 from pico_recipe import EVAL, PROMPTS, PicoModels, edit, own_copy, rows, write_pico_recipe
 from test_estimate import dry_run
 from test_simulated_user import DONE, Teacher, goes_on
 
 from edgedistill.errors import InvalidInput, Unsafe
+from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
 from edgedistill.pipeline import RunSettings, run_recipe, stage_keys
 from edgedistill.preflight import check
 from edgedistill.recipe import load_recipe
@@ -124,6 +125,16 @@ def test_a_recipe_whose_user_could_not_go_on_is_refused(folder: Path, old: str, 
     edit(folder / "recipe.toml", old, new)
     with pytest.raises(InvalidInput, match=problem):
         load_recipe(folder)
+
+
+def test_a_player_that_knows_too_few_tokens_is_refused_before_anything_is_asked(folder: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", offline=True)
+    assert "up to 2 messages" in next(one.found for one in check(load_recipe(folder), run) if one.what == "user")
+    small = reconfigured(pico_hf_folder(tmp_path / "small"), lambda config: config.update(max_position_embeddings=1024))
+    write_gguf(small, tmp_path / "small.gguf", GgufMetadata(name="Small"), silent)
+    edit(folder / "recipe.toml", "turns = 2", f'turns = 2\nmodel = "{tmp_path / "small.gguf"}"')
+    with pytest.raises(InvalidInput, match=r"small\.gguf knows too few tokens to play the user"):
+        check(load_recipe(folder), run)
 
 
 def test_what_the_user_wants_leaves_the_machine_with_its_player_alone(folder: Path, tmp_path: Path) -> None:
