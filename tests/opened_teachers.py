@@ -50,6 +50,7 @@ def teacher_of(
     models: PicoModels,
     schema: dict[str, Any] | None = SCHEMA,
     server: tuple[str, str] | None = None,
+    has_turns: bool = False,
 ) -> Teacher:
     """The backend on one and the same model, in the format that it takes; or at a server's URL, by its id there."""
     model, where = models.teacher, {}
@@ -65,6 +66,7 @@ def teacher_of(
             schema=schema,
             scratch=models.teacher.parent / "scratch",
             settings=TeacherSettings(**{"backend": backend, "model": str(model), **where}),  # type: ignore[arg-type]
+            has_turns=has_turns,
         )
     )
 

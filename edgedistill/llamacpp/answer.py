@@ -14,6 +14,7 @@ from .branches import AnswerTrie, BranchEngine, BranchSettings, Ranked
 from .context import FlashAttention
 from .engine import BatchEngine, EngineSettings
 from .grammar import Grammar
+from .kept_turns import MEMORY_SHARE, KeptTurns
 from .layout import Layout, Work, best_layout
 from .model import LlamaModel, load_llama_cpp
 from .prefix import PrefixCache
@@ -104,6 +105,8 @@ class AnswererSettings:
     prefix_cache: PrefixCache | None = None
     layouts: Path | None = None
     """A folder for the layouts that were found best; None finds them again."""
+    keeps_turns: bool = False
+    """Whether prompts are turns of conversations that come back longer: what was computed of them waits in memory."""
 
 
 class Answerer:
@@ -121,6 +124,8 @@ class Answerer:
         self.shared = SharedPrompt(self.model, preamble, tools)
         self._grammar = Grammar(self.model, schema) if schema else None
         self._settings = settings
+        self.turns = KeptTurns(_budget()) if settings.keeps_turns and self.model.can_step_back else None
+        """What was computed of conversations."""
 
     def __enter__(self) -> Answerer:
         return self
@@ -151,7 +156,8 @@ class Answerer:
             jump=jump,
             split=layout.split,
             flash_attention=flash(self._settings, layout),
-            reuse=slots == 1 and not layout.split and self.model.can_step_back,
+            reuse=slots == 1 and not layout.split and self.model.can_step_back and self.turns is None,
+            turns=None if layout.split else self.turns,
         )
         return BatchEngine(self.model, settings, self.shared.tokens, self._grammar)
 
@@ -173,6 +179,8 @@ class Answerer:
         Prompts are taken as there is room for them. `slots` are answered at a time; 0 finds the best number. `jump` is
         as in EngineSettings.
         """
+        if self.turns is not None:
+            self.turns.next_round()
         requests = (self.request(prompt, sampling) for prompt in prompts)
         if wanted is not None:
             asked = ((self.request(prompt, sampling), wanted(prompt)) for prompt in prompts)
@@ -228,7 +236,8 @@ class Answerer:
 
     def _best_layout(self, ahead: Sequence[Request]) -> Layout:
         own = sum(len(request.tokens) for request in ahead) // len(ahead)
-        work = Work(len(self.shared.tokens), own, ahead[0].sampling.max_tokens, self._grammar is not None)
+        in_chunks = self._grammar is not None or self.turns is not None
+        work = Work(len(self.shared.tokens), own, ahead[0].sampling.max_tokens, in_chunks)
         return best_layout(self.model, work, self._settings.threads, self._settings.layouts)
 
 
@@ -257,6 +266,13 @@ class _Part:
                 self.left = [request]
                 return
             yield request
+
+
+def _budget() -> int:
+    """Bytes that conversations may take while they wait."""
+    import psutil
+
+    return int(MEMORY_SHARE * psutil.virtual_memory().available)
 
 
 def flash(settings: AnswererSettings, layout: Layout) -> FlashAttention:

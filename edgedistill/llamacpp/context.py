@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from ..errors import EdgeDistillError
 from .model import LlamaModel, last_error, load_llama_cpp
 
-__all__ = ["Context", "ContextSettings", "DecodeBatch"]
+__all__ = ["Context", "ContextSettings", "DecodeBatch", "State"]
 
 FlashAttention = Literal["auto", "on", "off"]
+State = ctypes.Array[ctypes.c_uint8]
+"""The keys and values of a sequence, as llama.cpp writes them."""
 KvType = Literal["f16", "q8_0"]
 KV_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type
 FLASH = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
@@ -106,9 +108,27 @@ class Context:
         else:
             self._lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
-    def cut(self, sequence: int, start: int = -1) -> None:
-        """Forget a sequence from position `start` on, where the model can step back, or all of it."""
-        self._lib.llama_memory_seq_rm(self._memory, sequence, start, -1)
+    def cut(self, sequence: int, start: int = -1, end: int = -1) -> None:
+        """Forget a sequence from position `start` to before `end`, where the model can step back, or all of it."""
+        self._lib.llama_memory_seq_rm(self._memory, sequence, start, end)
+
+    def state(self, sequence: int) -> State:
+        """What a sequence holds, to be restored in any context of the model that lays out its values alike.
+
+        Raises EdgeDistillError where llama.cpp does not give it.
+        """
+        size = self._lib.llama_state_seq_get_size(self.handle, sequence)
+        state: State = (ctypes.c_uint8 * size)()
+        if self._lib.llama_state_seq_get_data(self.handle, state, size, sequence) == 0:
+            raise EdgeDistillError(f"llama.cpp does not give a sequence's state ({last_error()})", "Set teach.slots.")
+        return state
+
+    def restore(self, sequence: int, state: State) -> bool:
+        """Make a sequence hold a state; False, and it holds nothing, where there is no room for that."""
+        if self._lib.llama_state_seq_set_data(self.handle, state, len(state), sequence) == 0:
+            self.cut(sequence)
+            return False
+        return True
 
     def decode(self) -> None:
         """Compute the batch.

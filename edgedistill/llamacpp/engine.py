@@ -24,6 +24,7 @@ from ..records import common_length
 from ..targets import Capture
 from .context import Context, ContextSettings, FlashAttention
 from .grammar import Grammar
+from .kept_turns import KeptTurns
 from .model import LlamaModel
 from .prefix import PREFIX, PrefixCache, decode_prefix
 from .requests import Answer, Request, Slot, longest_first
@@ -50,6 +51,8 @@ class EngineSettings:
     flash_attention: FlashAttention = "auto"
     reuse: bool = False
     """Of a request in the only slot, compute what begins otherwise than the one before: further samples and turns."""
+    turns: KeptTurns | None = None
+    """Where what was computed of each conversation waits for its next turn; not where sequences are split."""
     endless: bool = False
     """Write on behind an end token, up to the longest answer: to time answers of a stated length."""
 
@@ -164,23 +167,35 @@ class BatchEngine:
         number = self._free.pop()
         shared, left = self._left
         kept = min(common_length(left, request.tokens), len(request.tokens) - 1) if shared == request.shared else 0
-        slot = self._slots[number] = self._begin(request, kept=kept)
-        slot.siblings = [self._free.pop() for _ in range(request.sampling.samples - 1)]
         if kept:
             self._context.cut(number, shared + kept)
         elif not self._settings.split:
-            self._context.cut(number)
+            kept = self._resume(number, request)
             self._context.copy(PREFIX, number, request.shared)
+        slot = self._slots[number] = self._begin(request, kept=kept)
+        slot.siblings = [self._free.pop() for _ in range(request.sampling.samples - 1)]
         return number
+
+    def _resume(self, number: int, request: Request) -> int:
+        """Have a slot hold what is kept of a conversation, or nothing; return how many of its own tokens that is."""
+        self._context.cut(number)
+        found = self._settings.turns.take(request) if self._settings.turns is not None else None
+        if found is None or not self._context.restore(number, found[1]):
+            return 0
+        self._context.cut(number, request.shared + found[0])
+        return found[0]
 
     def _leave(self, number: int, slot: Slot) -> None:
         """Free the cells of an answered request, or have the next one find what begins as it does."""
-        if not self._settings.reuse:
-            self._context.cut(number)
+        request, turns = slot.request, self._settings.turns
+        held = [*request.tokens, *(request.given or slot.answer)][: slot.position - request.shared]
+        if self._settings.reuse:
+            self._left = (request.shared, held)
             return
-        request = slot.request
-        held = [*request.tokens, *(request.given or slot.answer)]
-        self._left = (request.shared, held[: slot.position - request.shared])
+        if turns is not None and not request.given and turns.has_room(len(held) * self._model.kv_bytes):
+            self._context.cut(number, 0, request.shared)
+            turns.keep(request, held, self._context.state(number))
+        self._context.cut(number)
 
     def _begin(self, request: Request, sample: int = 0, kept: int = 0) -> Slot:
         sampling = request.sampling

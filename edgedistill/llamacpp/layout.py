@@ -7,7 +7,6 @@ lengths at hand, so it is measured: a few steps of each number of slots, at the 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import time
@@ -20,7 +19,7 @@ from ..errors import EdgeDistillError
 from ..records import digest
 from ..run import cpu_name, stop_if_asked, write_whole
 from .context import Context, ContextSettings
-from .model import LlamaModel, load_llama_cpp
+from .model import LlamaModel
 
 __all__ = ["Layout", "Work", "best_layout", "measured_rates"]
 
@@ -43,21 +42,22 @@ class Layout:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done: tokens of the shared prefix, of a prompt's own part and of an answer; under a grammar?
+    """What is to be done: tokens of the shared prefix, of a prompt's own part and of an answer; in chunks?
 
-    Under a grammar forced tokens come in chunks, which only shared cells take in one batch with the others.
+    Forced tokens of a grammar come in chunks, and so does what is new in a conversation: only shared cells take these
+    in one batch with the others.
     """
 
     shared: int
     own: int
     answer: int
-    grammar: bool
+    chunks: bool
 
     @property
     def rounded(self) -> Work:
         """The work in coarse sizes: what is alike shares a measurement."""
         shared, own, answer = (1 << max(0, n - 1).bit_length() for n in (self.shared, self.own, self.answer))
-        return Work(shared, own, answer, self.grammar)
+        return Work(shared, own, answer, self.chunks)
 
 
 def best_layout(model: LlamaModel, work: Work, threads: int, folder: Path | None) -> Layout:
@@ -146,9 +146,11 @@ def _fill_slots(context: Context, slots: int, shared: int, depth: int) -> None:
         return
     _fill(context, 0, 0, shared)
     _fill(context, spare, shared, depth)
-    state = _state(context, spare)
+    state = context.state(spare)
+    context.cut(spare)
     for slot in range(1, spare):
-        _restore(context, slot, state)
+        if not context.restore(slot, state):
+            raise EdgeDistillError("llama.cpp does not take a sequence's state", "Set teach.slots.")
         context.copy(0, slot)
 
 
@@ -159,21 +161,6 @@ def _fill(context: Context, sequence: int, start: int, count: int) -> None:
         context.batch.clear()
         context.batch.add([1] * min(step, start + count - at), at, sequence, 0)
         context.decode()
-
-
-def _state(context: Context, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
-    lib = load_llama_cpp()
-    size = lib.llama_state_seq_get_size(context.handle, sequence)
-    state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
-    if lib.llama_state_seq_get_data(context.handle, state, size, sequence) == 0:
-        raise EdgeDistillError("llama.cpp does not give a sequence's state", "Set teach.slots.")
-    context.cut(sequence)
-    return state
-
-
-def _restore(context: Context, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> None:
-    if load_llama_cpp().llama_state_seq_set_data(context.handle, state, len(state), sequence) == 0:
-        raise EdgeDistillError("llama.cpp does not take a sequence's state", "Set teach.slots.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +195,7 @@ def _was_disturbed(since: _Clocks, now: _Clocks, threads: int) -> bool:
 
 
 def _may_split(work: Work) -> bool:
-    return not work.grammar and work.shared <= SPLIT_PREFIX
+    return not work.chunks and work.shared <= SPLIT_PREFIX
 
 
 def _fits_memory(model: LlamaModel, work: Work, slots: int, split: bool) -> bool:

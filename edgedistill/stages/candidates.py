@@ -69,10 +69,12 @@ class Candidate:
         assert self.path is not None
         return self.path
 
-    def task(self, schema: dict[str, Any] | None, scratch: Path, tools: tuple[Tool, ...] = ()) -> TeacherTask:
+    def task(
+        self, schema: dict[str, Any] | None, scratch: Path, tools: tuple[Tool, ...] = (), has_turns: bool = False
+    ) -> TeacherTask:
         """What the backend is loaded for, where the candidate is no GGUF."""
         assert self.asked is not None
-        return TeacherTask(self.path, self.sha256, self.preamble, schema, scratch, self.asked, tools)
+        return TeacherTask(self.path, self.sha256, self.preamble, schema, scratch, self.asked, tools, has_turns)
 
 
 def teacher_candidates(recipe: Recipe, run: Run, progress: Progress) -> list[Candidate]:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from ..recipe import Recipe
 from ..records import Completion, Message, Prompt, digest, prompt_id
 from ..teachers import ending
 
-__all__ = ["Ask", "Kept", "conversed", "parts", "places", "woven"]
+__all__ = ["Ask", "Kept", "come_back", "conversed", "parts", "places", "woven"]
 
 TOGETHER = 256  # conversations that are answered turn by turn side by side
 
@@ -54,6 +55,14 @@ def parts(prompt: Prompt) -> list[Prompt]:
         messages = prompt.messages[: place + 1]
         found.append(Prompt(prompt_id(messages, prompt.tools), messages, tools=prompt.tools))
     return [*found, prompt]
+
+
+def come_back(recipe: Recipe, first: Prompt | None) -> bool:
+    """Whether what is asked comes back longer: behind results of tools, a user's words, or an answer to more turns.
+
+    Of turns the first row is looked at, as most often all rows are alike.
+    """
+    return recipe.tools.are_run or recipe.user.turns > 0 or (first is not None and len(places(first.messages)) > 1)
 
 
 def woven(messages: Sequence[Message], answers: Sequence[Message | Sequence[Message]]) -> tuple[Message, ...]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..llamacpp.answer import Answerer, AnswererSettings
 from ..llamacpp.prefix import PrefixCache
@@ -31,7 +31,7 @@ from .candidates import (
     whole_prompt_candidate,
 )
 from .contamination import refuse_contamination
-from .dialogue import Ask, conversed
+from .dialogue import Ask, come_back, conversed
 from .on_offer import device_rule, held_to, is_fine, ran_by, shown_to, wanting
 from .scorer_desk import Desk
 from .scorers import agreed, scored
@@ -43,8 +43,13 @@ from .trajectories import scored_text
 
 __all__ = ["evaluate", "evaluate_on"]
 
-Offer = tuple[dict[str, Any] | None, tuple[Tool, ...]]
-"""What answers are held to, and the tools that most prompts offer."""
+
+class _Offer(NamedTuple):
+    """What answers are held to, the tools that most prompts offer, and whether what is asked comes back longer."""
+
+    schema: dict[str, Any] | None
+    tools: tuple[Tool, ...]
+    has_turns: bool
 
 
 def evaluate(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def _answers(
     todo = [prompt for prompt in shown.values() if held.get(prompt) is None]
     if todo:
         opened_by = _of_gguf if person.asked is None else _of_backend
-        offer = (rule, todo[0].tools)
+        offer = _Offer(rule, todo[0].tools, come_back(recipe, todo[0]))
         where = store, place.run, place.room, place.progress
         with ExitStack() as stack:
             ask = stack.enter_context(opened_by(recipe, person, offer, place))
@@ -221,21 +226,23 @@ class _Kept:
 
 
 @contextmanager
-def _of_gguf(recipe: Recipe, person: Candidate, offer: Offer, place: _Bench) -> Iterator[Ask]:
+def _of_gguf(recipe: Recipe, person: Candidate, offer: _Offer, place: _Bench) -> Iterator[Ask]:
     """The answers of a GGUF, through llama.cpp's batch engine."""
     cache = PrefixCache(place.run.scratch, person.sha256, place.writes)
     layouts = cache_root() / "layouts"
-    how = AnswererSettings(cores(), recipe.teach.gpu_layers, layouts=layouts, prefix_cache=cache)
-    with Answerer(person.gguf, person.preamble, offer[0], how, offer[1]) as answerer:
+    how = AnswererSettings(
+        cores(), recipe.teach.gpu_layers, layouts=layouts, prefix_cache=cache, keeps_turns=offer.has_turns
+    )
+    with Answerer(person.gguf, person.preamble, offer.schema, how, offer.tools) as answerer:
         sampling = Sampling(recipe.evaluate.max_tokens)
         jump = person.prompt == "teacher" and person.kind != "student"  # a student answers as on the device
         yield lambda prompts: answerer.complete(prompts, sampling, recipe.teach.slots, jump)
 
 
 @contextmanager
-def _of_backend(recipe: Recipe, person: Candidate, offer: Offer, place: _Bench) -> Iterator[Ask]:
+def _of_backend(recipe: Recipe, person: Candidate, offer: _Offer, place: _Bench) -> Iterator[Ask]:
     """The answers of a teacher that is no GGUF, through the backend with which it teaches."""
-    with opened(person.task(offer[0], place.room, offer[1])) as teacher:
+    with opened(person.task(offer.schema, place.room, offer.tools, offer.has_turns)) as teacher:
         yield lambda prompts: teacher.complete(prompts, greedy(recipe), recipe.seed)
 
 

@@ -35,6 +35,8 @@ class Manner:
     max_tokens: int = 16
     temperature: float = 0.0
     top_p: float = 1.0
+    has_turns: bool = False
+    """Whether it is asked about a conversation again, as that goes on."""
 
 
 JUDGING = Manner()
@@ -59,7 +61,9 @@ class SecondModel:
         weights = fetch_teacher(recipe, settings, desk.offline, desk.progress)
         assert weights.sha256 is not None
         shown = with_system(settings.system, examples)
-        self._task = TeacherTask(weights.path, weights.sha256, shown, schema, desk.scratch, settings)
+        self._task = TeacherTask(
+            weights.path, weights.sha256, shown, schema, desk.scratch, settings, has_turns=manner.has_turns
+        )
         speaks = {"max_tokens": manner.max_tokens, "temperature": manner.temperature, "top_p": manner.top_p}
         changes = {**speaks, "top_k": 0, "min_p": 0.0, "samples": 1, "targets": "none", "closed": True, "answers": None}
         self._how = recipe.teach.model_copy(update=changes)

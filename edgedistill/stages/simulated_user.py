@@ -170,7 +170,7 @@ def _identity(turns: int, model: str) -> str:
 
 def _manner(recipe: Recipe, greedy: bool) -> Manner:
     temperature = 0.0 if greedy else recipe.user.temperature
-    return Manner("playing the user", recipe.user.max_tokens, temperature, TOP_P)
+    return Manner("playing the user", recipe.user.max_tokens, temperature, TOP_P, has_turns=True)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import EdgeDistillError, InvalidInput, Stopped
 from ..recipe import Recipe, TeachSettings
-from ..records import Completion, Example, Message, Prompt, Tool, Wanted, digest, iter_prompts
+from ..records import Completion, Example, Message, Prompt, Wanted, digest, iter_prompts
 from ..run import Progress, Run, file_sha256
 from ..store import Store
 from ..teachers import Teacher, TeacherTask, load_teacher, preamble
@@ -18,7 +18,7 @@ from ..teachers.identity import fetch_teacher
 from .asking import Asking, Pass, Source, Tally
 from .calibration import asks_calibration, prior_of
 from .combine import Answered
-from .dialogue import Ask, conversed
+from .dialogue import Ask, come_back, conversed
 from .failures import Failures
 from .keys import AnswerKeys, GivenAnswers, drawn_tries, given_answers, teacher_identity
 from .on_offer import teacher_rule
@@ -58,8 +58,9 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
                     teacher_identity(recipe, settings, found.sha256, heard), samples, given, drawn_tries(recipe)
                 )
                 shown = preamble(recipe, settings)
-                schema, tools = teacher_rule(recipe, settings), first_tools(source.path)
-                task = TeacherTask(found.path, found.sha256, shown, schema, run.scratch, settings, tools)
+                schema, first = teacher_rule(recipe, settings), next(iter_prompts(source.path), None)
+                tools, has_turns = first.tools if first else (), come_back(recipe, first) or recipe.teach.retries > 0
+                task = TeacherTask(found.path, found.sha256, shown, schema, run.scratch, settings, tools, has_turns)
                 asking = Asking(store, source, number, keys, tally, settings.backend == "openai")
                 place = store, run, run.scratch, progress
                 with loop_of(recipe, settings, keys.identity, place) as loop:
@@ -82,11 +83,6 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
         "teachers": records,
         "warnings": _warnings(recipe, records),
     }
-
-
-def first_tools(path: Path) -> tuple[Tool, ...]:
-    """The tools that the first row of a file offers; most often they are those of all."""
-    return next((prompt.tools for prompt in iter_prompts(path)), ())
 
 
 def row_count(path: Path) -> int:

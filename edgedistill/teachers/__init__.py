@@ -66,6 +66,8 @@ class TeacherTask:
     settings: TeacherSettings
     tools: tuple[Tool, ...] = ()
     """What most prompts offer, so that they share a beginning."""
+    has_turns: bool = False
+    """Whether prompts come back longer, as conversations and tool loops do: a backend may keep what it has read."""
 
 
 class Teacher(Protocol):

@@ -61,6 +61,7 @@ class LlamaTeacher:
                 flash_attention=settings.flash_attention,
                 prefix_cache=PrefixCache(task.scratch, task.sha256),
                 layouts=cache_root() / "layouts",
+                keeps_turns=task.has_turns,
             )
             self._answerer = Answerer(task.model, task.preamble, task.schema, how, task.tools)
         return self._answerer

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from socket import socket
+from typing import TypeVar
 
 import engine_work
 import httpx2
@@ -16,9 +18,11 @@ import llama_tools
 from edgedistill.records import Prompt
 from edgedistill.run import cores
 
-__all__ = ["answers", "requests_per_second"]
+__all__ = ["answers", "chat", "requests_per_second", "serving", "warmed"]
 
 SLOTS = 16
+SYSTEM = {"role": "system", "content": engine_work.SYSTEM}
+Found = TypeVar("Found")
 
 
 def requests_per_second(model: Path, prompts: list[Prompt]) -> float:
@@ -29,6 +33,25 @@ def requests_per_second(model: Path, prompts: list[Prompt]) -> float:
 
 def answers(model: Path, prompts: list[Prompt], slots: int) -> tuple[float, list[str]]:
     """Seconds for all prompts, and their answers in order."""
+
+    async def ask(client: httpx2.AsyncClient, url: str) -> tuple[float, list[str]]:
+        started = time.perf_counter()
+        gate = asyncio.Semaphore(2 * slots)
+
+        async def one(prompt: Prompt) -> str:
+            async with gate:
+                return await chat(client, url, [SYSTEM, {"role": "user", "content": prompt.text}])
+
+        found = await asyncio.gather(*map(one, prompts))
+        return time.perf_counter() - started, list(found)
+
+    with serving(model, slots) as url:
+        return asyncio.run(warmed(url, ask))
+
+
+@contextmanager
+def serving(model: Path, slots: int) -> Iterator[str]:
+    """The server's address; it is stopped behind the block."""
     with closing(socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,24 +59,17 @@ def answers(model: Path, prompts: list[Prompt], slots: int) -> tuple[float, list
     sizes = ["-c", str(512 * slots), "--cont-batching", "--port", str(port), "--host", "127.0.0.1"]
     with subprocess.Popen([*command, *sizes], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            return asyncio.run(_ask_all(f"http://127.0.0.1:{port}", prompts, slots))
+            yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
 
 
-async def _ask_all(url: str, prompts: list[Prompt], slots: int) -> tuple[float, list[str]]:
+async def warmed(url: str, ask: Callable[[httpx2.AsyncClient, str], Awaitable[Found]]) -> Found:
+    """What comes of asking a server that is up, and has the shared prefix in its cache as ours has after a decode."""
     async with httpx2.AsyncClient(timeout=600, trust_env=False) as client:
         await _ready(client, url)
-        await _ask(client, url, prompts[0])  # the shared prefix is in the cache, as ours is after its first decode
-        started = time.perf_counter()
-        gate = asyncio.Semaphore(2 * slots)
-
-        async def one(prompt: Prompt) -> str:
-            async with gate:
-                return await _ask(client, url, prompt)
-
-        found = await asyncio.gather(*map(one, prompts))
-        return time.perf_counter() - started, list(found)
+        await chat(client, url, [SYSTEM, {"role": "user", "content": "Hello"}])
+        return await ask(client, url)
 
 
 async def _ready(client: httpx2.AsyncClient, url: str) -> None:
@@ -67,9 +83,11 @@ async def _ready(client: httpx2.AsyncClient, url: str) -> None:
     raise SystemExit("llama-server does not come up")
 
 
-async def _ask(client: httpx2.AsyncClient, url: str, prompt: Prompt) -> str:
-    turns = [{"role": "system", "content": engine_work.SYSTEM}, {"role": "user", "content": prompt.text}]
-    body = {"messages": turns, "max_tokens": engine_work.MAX_TOKENS, "temperature": 0.0, "cache_prompt": True}
+async def chat(
+    client: httpx2.AsyncClient, url: str, turns: list[dict[str, str]], max_tokens: int = engine_work.MAX_TOKENS
+) -> str:
+    """The answer to a conversation."""
+    body = {"messages": turns, "max_tokens": max_tokens, "temperature": 0.0, "cache_prompt": True}
     answer = await client.post(f"{url}/v1/chat/completions", json=body)
     answer.raise_for_status()
     return str(answer.json()["choices"][0]["message"]["content"])

@@ -1,0 +1,143 @@
+"""Conversations go on from what was computed of them, and are answered as if they had been read anew."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+from pico import pico_gguf
+from test_engine import PREFIX, SCHEMA, answers, assert_same, chat, some_texts
+
+from edgedistill.llamacpp.answer import Answerer, AnswererSettings
+from edgedistill.llamacpp.engine import BatchEngine, EngineSettings
+from edgedistill.llamacpp.grammar import Grammar
+from edgedistill.llamacpp.kept_turns import LIVES, SHORTEST, KeptTurns
+from edgedistill.llamacpp.model import LlamaModel
+from edgedistill.llamacpp.requests import Answer, Request
+from edgedistill.llamacpp.sampling import Sampling
+from edgedistill.records import Message, Prompt
+
+MUCH = 1 << 30
+TURNS, TALKS = 3, 10
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+    with LlamaModel(pico_gguf(tmp_path_factory.mktemp("turns") / "pico.gguf", "qwen2", tied=False, seed=3)) as model:
+        yield model
+
+
+def asked(model: LlamaModel, said: Sequence[str], shared: int, samples: int = 1) -> list[Request]:
+    """What is asked next in each conversation."""
+    return [
+        Request(str(number), shared, model.tokenize(text), Sampling(12, samples=samples))
+        for number, text in enumerate(said)
+    ]
+
+
+def rounds(
+    model: LlamaModel, turns: KeptTurns | None, grammar: Grammar | None = None, slots: int = 4
+) -> Iterator[tuple[list[Request], dict[str, Answer], int]]:
+    """What is asked in each round of some conversations, what is answered, and how many rows were computed for that.
+
+    Each round has an engine of its own. All conversations go on as those did that were read anew.
+    """
+    prefix = model.tokenize(PREFIX)
+    settings = EngineSettings(slots, context=2048, threads=1, turns=turns)
+    said = [chat(text) for text in some_texts(TALKS, seed=5)]
+    for number in range(TURNS):
+        if turns is not None:
+            turns.next_round()
+        requests = asked(model, said, len(prefix))
+        with BatchEngine(model, settings, prefix, grammar) as engine:
+            before = engine.decoded_tokens
+            found = answers(engine, requests)
+            yield requests, found, engine.decoded_tokens - before
+        following = some_texts(TALKS, seed=50 + number)
+        said = [
+            f"{text}Well, {place}.<|im_end|>\n<|im_start|>{chat(more)}"
+            for place, (text, more) in enumerate(zip(said, following, strict=True))
+        ]
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("schema", [None, SCHEMA], ids=["free", "schema"])
+def test_the_next_turn_is_answered_the_same_and_only_what_is_new_is_computed(
+    model: LlamaModel, schema: dict[str, object] | None, slots: int
+) -> None:
+    grammar = Grammar(model, schema) if schema else None
+    turns = KeptTurns(MUCH)
+    kept, anew = list(rounds(model, turns, grammar, slots)), list(rounds(model, None, grammar, slots))
+    saved = sum(rows for *_, rows in anew) - sum(rows for *_, rows in kept)
+    was_asked = 0
+    for (requests, found, _), (_, expected, _) in zip(kept, anew, strict=True):
+        assert_same(model, requests, found, expected)
+        was_asked += sum(len(request.tokens) for request in requests)
+    was_asked -= sum(len(request.tokens) for request in kept[-1][0])
+    assert turns.resumed_tokens == pytest.approx(was_asked, rel=0.05)
+    assert saved == pytest.approx(turns.resumed_tokens, abs=12 * TURNS)  # near ties change lengths
+
+
+def test_further_samples_go_on_from_the_same_turn(model: LlamaModel) -> None:
+    prefix = model.tokenize(PREFIX)
+    turns = KeptTurns(MUCH)
+    settings = EngineSettings(4, context=2048, threads=1, turns=turns)
+    first = chat("turn on the light in the kitchen and the hall")
+    second = f"{first}Done.<|im_end|>\n<|im_start|>{chat('and now off')}"
+    with BatchEngine(model, settings, prefix) as engine:
+        answers(engine, asked(model, [first], len(prefix)))
+        found = list(engine.run(asked(model, [second], len(prefix), samples=3)))
+    assert turns.resumed_tokens >= len(model.tokenize(first)) - 1
+    assert len({one.text for one in found}) == 1
+    assert sorted(one.sample for one in found) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_answerer_keeps_turns_where_they_come_back(model: LlamaModel, keeps: bool) -> None:
+    talks = [Prompt(f"{number:08x}", (Message("user", text),)) for number, text in enumerate(some_texts(6, seed=2))]
+    with Answerer(model.path, [Message("system", "Be brief.")], None, AnswererSettings(1, keeps_turns=keeps)) as one:
+        for _ in range(2):
+            said = {found.prompt_id: found.text for found in one.complete(talks, Sampling(8))}
+            talks = [
+                replace(talk, messages=(*talk.messages, Message("assistant", said[talk.id]), Message("user", "And?")))
+                for talk in talks
+            ]
+        assert (one.turns is not None and one.turns.resumed_tokens > 0) is keeps
+
+
+def test_what_has_no_room_is_computed_again(model: LlamaModel) -> None:
+    whole = KeptTurns(MUCH)
+    list(rounds(model, whole))
+    some = KeptTurns(whole.held_bytes // 3)
+    none = KeptTurns(0)
+    for requests, found, _ in rounds(model, some):
+        assert 0 < some.held_bytes <= whole.held_bytes // 3
+        assert len(found) == len(requests)
+    list(rounds(model, none))
+    assert none.held_bytes == none.resumed_tokens == 0
+    assert 0 < some.resumed_tokens < whole.resumed_tokens
+
+
+def test_a_conversation_that_does_not_come_back_is_forgotten(model: LlamaModel) -> None:
+    turns = KeptTurns(MUCH)
+    list(rounds(model, turns))
+    for _ in range(LIVES - 1):
+        turns.next_round()
+        assert turns.held_bytes > 0
+    turns.next_round()
+    assert turns.held_bytes == 0
+
+
+def test_a_conversation_is_not_robbed_by_one_that_begins_alike() -> None:
+    turns = KeptTurns(MUCH)
+    opening = list(range(SHORTEST))
+    long = Request("long", 0, [*opening, *range(100, 200)], Sampling(1))
+    turns.keep(long, long.tokens, (ctypes.c_uint8 * 8)())
+    assert turns.take(Request("other", 0, [*opening, *range(300, 400)], Sampling(1))) is None
+    assert turns.take(Request("elsewhere", 4, [*long.tokens, 1], Sampling(1))) is None
+    found = turns.take(Request("long", 0, [*long.tokens, 1, 2], Sampling(1)))
+    assert found is not None
+    assert found[0] == len(long.tokens)
+    assert turns.take(long) is None
