@@ -5,7 +5,7 @@ and the same 15 seeds, which are evenly picked from the recipe's prompt file. Ou
 does it; the peer is one request, "Write a new ticket.", answered so many times. Of both as many texts are compared as
 there are of each. Figures: distinct-3; the share of texts that have a near-duplicate among those before them (Jaccard
 of character 4-grams at 0.7); the 15 combinations of category and urgency that were asked for and filled, and how many
-of them the recipe's own teacher finds when it sorts the tickets by its guide.
+of them the recipe's own teacher finds when it sorts some of the tickets, evenly picked, by its guide.
 
 With `--work DIR`, a benchmark that was killed goes on where it was.
 """
@@ -31,12 +31,14 @@ from edgedistill.run import file_sha256
 from edgedistill.schema import load_schema
 from edgedistill.similarity import SimilarTexts
 from edgedistill.stages.prompt_source import seeds_of
+from edgedistill.stages.prompts import spread
 from edgedistill.store import Store
 from edgedistill.synthesis import diversity, writing
 from edgedistill.teachers import TeacherTask, load_teacher, preamble
 
 RECIPE = "support-triage"
 BARS = {"near_duplicates": 0.02, "distinct_3": 1.3, "cells": 15}
+SORTED = 150  # tickets of each kind that the recipe's teacher sorts
 AT_ONCE = 60  # answers to the plain request that are asked for at a time
 PLAIN = "Write a new ticket."
 TASK = (
@@ -123,7 +125,7 @@ def sorted_by_teacher(recipe: Recipe, texts: Sequence[str], work: Path) -> Count
 def measured(recipe: Recipe, texts: Sequence[str], work: Path) -> dict[str, Any]:
     settings = recipe.prompts.synthesize
     assert settings is not None
-    cells = sorted_by_teacher(recipe, texts, work)
+    cells = sorted_by_teacher(recipe, list(spread(texts, len(texts), SORTED)), work)
     return {
         **diversity(texts),
         "near_duplicates": round(near_duplicates(texts, settings.near_duplicate, work), 4),
