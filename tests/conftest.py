@@ -27,6 +27,9 @@ __all__ = ["faults", "mute", "no_key", "opened", "place", "telling"]
 settings.register_profile("edgedistill", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("edgedistill")
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+UNCOMPILED = "MLX_DISABLE_COMPILE"
+COMPILED = bool(os.environ.get("EDGEDISTILL_COMPILED"))
+"""Whether MLX compiles in every test."""
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 """Which of the processes that `make test` starts this one is: gw0, gw1, ...; nothing where there is only one."""
 
@@ -38,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     torch starts processes that compile as soon as its compiler is imported; what is tested here needs none.
     """
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    if not COMPILED:
+        os.environ[UNCOMPILED] = "1"
     if WORKER and config.cache is not None:
         os.environ["TMPDIR"] = str(config.cache.mkdir(f"kernels-{WORKER}"))
     config.addinivalue_line("filterwarnings", "ignore:llama_token_get_attr is deprecated:DeprecationWarning")
@@ -49,6 +54,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if CORES:
         own = CORES[-1 - int(WORKER[2:] or 0) % len(CORES)]
         os.sched_setaffinity(0, CORES if item.get_closest_marker("slow") else [own])
+
+
+@pytest.fixture(autouse=True)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have MLX compile its steps only where that is looked at: on a CPU each formula is a run of the C++ compiler."""
+    node = request.node
+    if COMPILED or not (node.get_closest_marker("compiled") or node.get_closest_marker("slow")) or not find_spec("mlx"):
+        yield
+        return
+    import mlx.core as mx
+
+    monkeypatch.delenv(UNCOMPILED)
+    mx.enable_compile()
+    yield
+    mx.disable_compile()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -299,7 +299,7 @@ def test_torch_makes_no_tensor_larger_than_a_chunk_of_logits(soft: bool) -> None
 
 
 @pytest.mark.parametrize("soft", [True, False], ids=["soft", "hard"])
-@pytest.mark.parametrize("learns", [True, False], ids=["learning", "frozen"])
+@pytest.mark.parametrize("learns", [True, pytest.param(False, marks=pytest.mark.compiled)], ids=["learning", "frozen"])
 def test_mlx_holds_a_few_chunks_of_logits_at_a_time(soft: bool, learns: bool) -> None:
     required_or_skipped("mlx", BACKENDS["mlx"][0])
     import mlx.core as mx

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from pico import pico_gguf
+from pico import pico_gguf, silent
 from test_engine import PREFIX, SCHEMA, answers, assert_same, chat, some_texts
+from tiny_models import TINY, tiny_folder
 
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings
 from edgedistill.llamacpp.engine import BatchEngine, EngineSettings
@@ -17,6 +19,7 @@ from edgedistill.llamacpp.kept_turns import LIVES, SHORTEST, KeptTurns
 from edgedistill.llamacpp.model import LlamaModel
 from edgedistill.llamacpp.requests import Answer, Request
 from edgedistill.llamacpp.sampling import Sampling
+from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
 from edgedistill.records import Message, Prompt
 
 MUCH = 1 << 30
@@ -94,17 +97,26 @@ def test_further_samples_go_on_from_the_same_turn(model: LlamaModel) -> None:
     assert sorted(one.sample for one in found) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("keeps", [True, False])
-def test_an_answerer_keeps_turns_where_they_come_back(model: LlamaModel, keeps: bool) -> None:
+def talked(path: Path, keeps_turns: bool) -> tuple[list[str], int]:
+    """All answers in some conversations, and how many tokens were not computed again."""
     talks = [Prompt(f"{number:08x}", (Message("user", text),)) for number, text in enumerate(some_texts(6, seed=2))]
-    with Answerer(model.path, [Message("system", "Be brief.")], None, AnswererSettings(1, keeps_turns=keeps)) as one:
-        for _ in range(2):
-            said = {found.prompt_id: found.text for found in one.complete(talks, Sampling(8))}
-            talks = [
-                replace(talk, messages=(*talk.messages, Message("assistant", said[talk.id]), Message("user", "And?")))
-                for talk in talks
-            ]
-        assert (one.turns is not None and one.turns.resumed_tokens > 0) is keeps
+    answers: list[str] = []
+    with Answerer(path, (), None, AnswererSettings(1, keeps_turns=keeps_turns)) as answerer:
+        for _ in range(TURNS):
+            said = {found.prompt_id: found.text for found in answerer.complete(talks, Sampling(8), slots=4)}
+            answers += [said[talk.id] for talk in talks]
+            more = Message("assistant", "Very well, it is done."), Message("user", "And the hall?")
+            talks = [replace(talk, messages=(*talk.messages, *more)) for talk in talks]
+        return answers, answerer.turns.resumed_tokens if answerer.turns is not None else 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
+def test_turns_are_kept_whatever_the_layers_but_a_recurrent_state(name: str, tmp_path: Path) -> None:
+    write_gguf(tiny_folder(tmp_path / "hf", TINY[name]), tmp_path / "a.gguf", GgufMetadata(name="Tiny"), silent)
+    (kept, resumed), (anew, none) = (talked(tmp_path / "a.gguf", keeps_turns) for keeps_turns in (True, False))
+    assert sum(one == other for one, other in zip(kept, anew, strict=True)) >= len(kept) - 2
+    assert (resumed > 0) is (name != "lfm2")
+    assert none == 0
 
 
 def test_what_has_no_room_is_computed_again(model: LlamaModel) -> None:

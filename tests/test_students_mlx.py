@@ -174,6 +174,7 @@ def test_rounding_up_adds_less_than_two_percent(seed: int, typical: int, spread:
     assert sum(map(rounded_up, longest)) <= 1.02 * sum(longest)
 
 
+@pytest.mark.compiled
 def test_a_second_epoch_compiles_nothing_new(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgedistill.students.mlx_session import MlxSession
 
@@ -203,6 +204,7 @@ def test_the_padded_share_counts_what_was_computed(base: Path, tmp_path: Path) -
 # -- dropout
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("recomputed", ["on", "off"])
 def test_the_gradient_under_dropout_is_that_of_the_loss_under_the_same_dropout(base: Path, recomputed: str) -> None:
     """Against the difference of two losses along the gradient."""
