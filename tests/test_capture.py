@@ -244,7 +244,7 @@ def test_what_is_drawn_stays_in_the_set_that_was_asked_for(changes: dict[str, An
 
 def test_the_layout_is_measured_once_and_kept(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "_was_disturbed", lambda *_: False)
-    work = Work(shared=20, own=10, answer=8, grammar=False)
+    work = Work(shared=20, own=10, answer=8, chunks=False)
     with LlamaModel(path) as model:
         rates = measured_rates(model, work, 1, False, (1, 4))
         assert rates.keys() <= {1, 4}
@@ -263,7 +263,7 @@ def test_a_layout_that_was_measured_beside_other_work_is_not_kept(
 ) -> None:
     monkeypatch.setattr(layout, "_was_disturbed", lambda *_: True)
     with LlamaModel(path) as model:
-        assert best_layout(model, Work(shared=20, own=10, answer=8, grammar=False), 1, tmp_path).slots in COUNTS
+        assert best_layout(model, Work(shared=20, own=10, answer=8, chunks=False), 1, tmp_path).slots in COUNTS
     assert not list(tmp_path.iterdir())
 
 

@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from opened_teachers import teacher_of
 from pico import pico_gguf, silent
+from pico_recipe import PicoModels
 from test_engine import PREFIX, SCHEMA, answers, assert_same, chat, some_texts
 from tiny_models import TINY, tiny_folder
 
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings
+from edgedistill.llamacpp.context import State
 from edgedistill.llamacpp.engine import BatchEngine, EngineSettings
 from edgedistill.llamacpp.grammar import Grammar
 from edgedistill.llamacpp.kept_turns import LIVES, SHORTEST, KeptTurns
@@ -20,7 +23,9 @@ from edgedistill.llamacpp.model import LlamaModel
 from edgedistill.llamacpp.requests import Answer, Request
 from edgedistill.llamacpp.sampling import Sampling
 from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
+from edgedistill.recipe import TeachSettings
 from edgedistill.records import Message, Prompt
+from edgedistill.teachers.llamacpp import LlamaTeacher
 
 MUCH = 1 << 30
 TURNS, TALKS = 3, 10
@@ -103,20 +108,44 @@ def talked(path: Path, keeps_turns: bool) -> tuple[list[str], int]:
     answers: list[str] = []
     with Answerer(path, (), None, AnswererSettings(1, keeps_turns=keeps_turns)) as answerer:
         for _ in range(TURNS):
-            said = {found.prompt_id: found.text for found in answerer.complete(talks, Sampling(8), slots=4)}
+            said = {found.prompt_id: found.text for found in answerer.complete(talks, Sampling(40), slots=4)}
             answers += [said[talk.id] for talk in talks]
             more = Message("assistant", "Very well, it is done."), Message("user", "And the hall?")
             talks = [replace(talk, messages=(*talk.messages, *more)) for talk in talks]
         return answers, answerer.turns.resumed_tokens if answerer.turns is not None else 0
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
-def test_turns_are_kept_whatever_the_layers_but_a_recurrent_state(name: str, tmp_path: Path) -> None:
-    write_gguf(tiny_folder(tmp_path / "hf", TINY[name]), tmp_path / "a.gguf", GgufMetadata(name="Tiny"), silent)
+@pytest.mark.parametrize(
+    ("name", "changes", "keeps"),
+    [
+        pytest.param("llama", {}, True, id="full attention"),
+        pytest.param("gemma3", {"sliding_window": 8}, False, id="a window that slid"),
+        pytest.param("gemma3", {"sliding_window": 120}, True, id="a window that slides in some"),
+        pytest.param("lfm2", {}, False, id="recurrent"),
+    ],
+)
+def test_turns_are_kept_where_they_can_be_cut_back(
+    name: str, changes: dict[str, int], keeps: bool, tmp_path: Path
+) -> None:
+    tiny = replace(TINY[name], settings={**TINY[name].settings, **changes})
+    write_gguf(tiny_folder(tmp_path / "hf", tiny), tmp_path / "a.gguf", GgufMetadata(name="Tiny"), silent)
     (kept, resumed), (anew, none) = (talked(tmp_path / "a.gguf", keeps_turns) for keeps_turns in (True, False))
-    assert sum(one == other for one, other in zip(kept, anew, strict=True)) >= len(kept) - 2
-    assert (resumed > 0) is (name != "lfm2")
+    assert sum(one == other for one, other in zip(kept, anew, strict=True)) >= len(kept) - 1
+    assert (resumed > 0) is keeps
     assert none == 0
+
+
+@pytest.mark.parametrize("has_turns", [True, False])
+def test_a_teacher_keeps_turns_where_it_is_told_that_they_come_back(models: PicoModels, has_turns: bool) -> None:
+    teacher = teacher_of("llamacpp", models, schema=None, has_turns=has_turns)
+    assert isinstance(teacher, LlamaTeacher)
+    turns = Message("user", "turn on the light in the hall"), Message("assistant", "Done."), Message("user", "Thanks")
+    for messages in (turns[:1], turns):
+        list(teacher.complete([Prompt("0000000a", messages)], TeachSettings(max_tokens=4, slots=2), 0))
+    assert teacher._answerer is not None
+    kept = teacher._answerer.turns
+    assert (kept is not None and kept.resumed_tokens > 0) is has_turns
+    teacher.close()
 
 
 def test_what_has_no_room_is_computed_again(model: LlamaModel) -> None:
@@ -132,23 +161,41 @@ def test_what_has_no_room_is_computed_again(model: LlamaModel) -> None:
     assert 0 < some.resumed_tokens < whole.resumed_tokens
 
 
-def test_a_conversation_that_does_not_come_back_is_forgotten(model: LlamaModel) -> None:
-    turns = KeptTurns(MUCH)
-    list(rounds(model, turns))
-    for _ in range(LIVES - 1):
+def state() -> State:
+    return (ctypes.c_uint8 * 8)()
+
+
+def asked_of(number: int, *more: int) -> Request:
+    return Request(str(number), 0, [*range(1000 * number, 1000 * number + 100), *more], Sampling(1))
+
+
+def test_what_does_not_come_back_gives_way_where_room_is_short() -> None:
+    turns = KeptTurns(16)
+    for number in (1, 2, 3):  # the third one has no room
+        turns.keep(asked_of(number), asked_of(number).tokens, state())
+    assert turns.held_bytes == 16
+    assert not turns.has_room(8)
+    for _ in range(LIVES):
         turns.next_round()
-        assert turns.held_bytes > 0
-    turns.next_round()
-    assert turns.held_bytes == 0
+    assert turns.held_bytes == 16, "as long as nobody needs the room"
+    assert turns.has_room(16)
+    assert not turns.has_room(17)
+    turns.keep(asked_of(3), asked_of(3).tokens, state())
+    assert turns.held_bytes == 16
+    assert [turns.take(asked_of(number, 1)) is not None for number in (1, 2, 3)] == [False, True, True]
 
 
 def test_a_conversation_is_not_robbed_by_one_that_begins_alike() -> None:
     turns = KeptTurns(MUCH)
     opening = list(range(SHORTEST))
     long = Request("long", 0, [*opening, *range(100, 200)], Sampling(1))
-    turns.keep(long, long.tokens, (ctypes.c_uint8 * 8)())
+    turns.keep(long, long.tokens, state())
     assert turns.take(Request("other", 0, [*opening, *range(300, 400)], Sampling(1))) is None
     assert turns.take(Request("elsewhere", 4, [*long.tokens, 1], Sampling(1))) is None
+    twin = turns.take(Request("twin", 0, [*long.tokens[:-9], 1], Sampling(1)))
+    assert twin is not None
+    assert twin[0] == len(long.tokens) - 9
+    turns.next_round()
     found = turns.take(Request("long", 0, [*long.tokens, 1, 2], Sampling(1)))
     assert found is not None
     assert found[0] == len(long.tokens)

@@ -15,6 +15,7 @@ from test_estimate import dry_run
 from test_simulated_user import DONE, Teacher, goes_on
 
 from edgedistill.errors import InvalidInput, Unsafe
+from edgedistill.llamacpp.kept_turns import KeptTurns
 from edgedistill.llamacpp.writer import GgufMetadata, write_gguf
 from edgedistill.pipeline import RunSettings, run_recipe, stage_keys
 from edgedistill.preflight import check
@@ -233,8 +234,18 @@ def test_rows_hold_the_conversation_and_the_reason_why_one_is_not_learned(
     assert (len(script.asked), Playing.asked) == asked, "what is stored is not asked again"
 
 
-def test_a_conversation_with_a_user_goes_through_all_stages(folder: Path, tmp_path: Path) -> None:
+def test_a_conversation_with_a_user_goes_through_all_stages(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real path, on models that talk nonsense: whatever they say, each conversation ends and is told how."""
+    went_on: list[bool] = []
+    keep = KeptTurns.keep
+
+    def watched(self: KeptTurns, *turn: Any) -> None:
+        keep(self, *turn)
+        went_on.append(self.resumed_tokens > 0)
+
+    monkeypatch.setattr(KeptTurns, "keep", watched)
     edit(folder / "recipe.toml", "seed = 7\n", 'seed = 7\nschema_file = "schema.json"\n')
     edit(folder / "recipe.toml", "slots = 4", "slots = 4\nclosed = false")
     edit(folder / "recipe.toml", "max_tokens = 12", "max_tokens = 40")
@@ -243,6 +254,7 @@ def test_a_conversation_with_a_user_goes_through_all_stages(folder: Path, tmp_pa
     with Store(run.folder("teach") / "teacher.sqlite", read_only=True) as store:
         words = [one.text for _, one in store.rows() if one.text.startswith('{"state"')]
     assert words
+    assert any(went_on), "what was read of a conversation is not read anew"
     learned = [row for name in ("train", "valid") for _, row in read_rows(run.folder("curate") / f"{name}.jsonl")]
     for row in learned:
         roles = [message["role"] for message in row["messages"]]

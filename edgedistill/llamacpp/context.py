@@ -112,16 +112,18 @@ class Context:
         """Forget a sequence from position `start` to before `end`, where the model can step back, or all of it."""
         self._lib.llama_memory_seq_rm(self._memory, sequence, start, end)
 
-    def state(self, sequence: int) -> State:
+    def state_bytes(self, sequence: int) -> int:
+        """The size of what a sequence holds."""
+        return int(self._lib.llama_state_seq_get_size(self.handle, sequence))
+
+    def state(self, sequence: int) -> State | None:
         """What a sequence holds, to be restored in any context of the model that lays out its values alike.
 
-        Raises EdgeDistillError where llama.cpp does not give it.
+        None where llama.cpp does not give it. Of layers with a sliding window it has what the next token looks at.
         """
-        size = self._lib.llama_state_seq_get_size(self.handle, sequence)
+        size = self.state_bytes(sequence)
         state: State = (ctypes.c_uint8 * size)()
-        if self._lib.llama_state_seq_get_data(self.handle, state, size, sequence) == 0:
-            raise EdgeDistillError(f"llama.cpp does not give a sequence's state ({last_error()})", "Set teach.slots.")
-        return state
+        return state if self._lib.llama_state_seq_get_data(self.handle, state, size, sequence) else None
 
     def restore(self, sequence: int, state: State) -> bool:
         """Make a sequence hold a state; False, and it holds nothing, where there is no room for that."""

@@ -179,23 +179,34 @@ class BatchEngine:
     def _resume(self, number: int, request: Request) -> int:
         """Have a slot hold what is kept of a conversation, or nothing; return how many of its own tokens that is."""
         self._context.cut(number)
-        found = self._settings.turns.take(request) if self._settings.turns is not None else None
-        if found is None or not self._context.restore(number, found[1]):
+        turns = self._settings.turns
+        found = turns.take(request) if turns is not None else None
+        if turns is None or found is None or not self._context.restore(number, found[1]):
             return 0
         self._context.cut(number, request.shared + found[0])
+        turns.resumed_tokens += found[0]
         return found[0]
 
     def _leave(self, number: int, slot: Slot) -> None:
         """Free the cells of an answered request, or have the next one find what begins as it does."""
-        request, turns = slot.request, self._settings.turns
+        request = slot.request
         held = [*request.tokens, *(request.given or slot.answer)][: slot.position - request.shared]
         if self._settings.reuse:
             self._left = (request.shared, held)
             return
-        if turns is not None and not request.given and turns.has_room(len(held) * self._model.kv_bytes):
-            self._context.cut(number, 0, request.shared)
-            turns.keep(request, held, self._context.state(number))
+        if self._settings.turns is not None and not request.given:
+            self._keep(number, request, held, self._settings.turns)
         self._context.cut(number)
+
+    def _keep(self, number: int, request: Request, held: Sequence[int], turns: KeptTurns) -> None:
+        """Keep what a slot holds behind the prefix, where it can be cut back to what the next turn begins with."""
+        if 0 < self._model.window < request.shared + len(held):  # what is behind the window is not in the state
+            return
+        self._context.cut(number, 0, request.shared)
+        if turns.has_room(self._context.state_bytes(number)):
+            state = self._context.state(number)
+            if state is not None:
+                turns.keep(request, held, state)
 
     def _begin(self, request: Request, sample: int = 0, kept: int = 0) -> Slot:
         sampling = request.sampling

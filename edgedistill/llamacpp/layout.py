@@ -149,7 +149,7 @@ def _fill_slots(context: Context, slots: int, shared: int, depth: int) -> None:
     state = context.state(spare)
     context.cut(spare)
     for slot in range(1, spare):
-        if not context.restore(slot, state):
+        if state is None or not context.restore(slot, state):
             raise EdgeDistillError("llama.cpp does not take a sequence's state", "Set teach.slots.")
         context.copy(0, slot)
 

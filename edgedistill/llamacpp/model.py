@@ -94,6 +94,11 @@ class LlamaModel:
         return not (lib.llama_model_is_recurrent(handle) or lib.llama_model_is_hybrid(handle))
 
     @property
+    def window(self) -> int:
+        """Tokens that layers with a sliding window look back; 0 where none has one."""
+        return int(self._lib.llama_model_n_swa(self.handle))
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that one token takes in a context of 16-bit cells."""
         lib, handle = self._lib, self.handle

@@ -57,12 +57,12 @@ def parts(prompt: Prompt) -> list[Prompt]:
     return [*found, prompt]
 
 
-def come_back(recipe: Recipe, first: Prompt | None) -> bool:
+def come_back(recipe: Recipe, first: Prompt | None, has_user: bool) -> bool:
     """Whether what is asked comes back longer: behind results of tools, a user's words, or an answer to more turns.
 
     Of turns the first row is looked at, as most often all rows are alike.
     """
-    return recipe.tools.are_run or recipe.user.turns > 0 or (first is not None and len(places(first.messages)) > 1)
+    return recipe.tools.are_run or has_user or (first is not None and len(places(first.messages)) > 1)
 
 
 def woven(messages: Sequence[Message], answers: Sequence[Message | Sequence[Message]]) -> tuple[Message, ...]:

@@ -178,7 +178,7 @@ def _answers(
     todo = [prompt for prompt in shown.values() if held.get(prompt) is None]
     if todo:
         opened_by = _of_gguf if person.asked is None else _of_backend
-        offer = _Offer(rule, todo[0].tools, come_back(recipe, todo[0]))
+        offer = _Offer(rule, todo[0].tools, come_back(recipe, todo[0], player is not None))
         where = store, place.run, place.room, place.progress
         with ExitStack() as stack:
             ask = stack.enter_context(opened_by(recipe, person, offer, place))

@@ -59,7 +59,7 @@ def teach(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
                 )
                 shown = preamble(recipe, settings)
                 schema, first = teacher_rule(recipe, settings), next(iter_prompts(source.path), None)
-                tools, has_turns = first.tools if first else (), come_back(recipe, first) or recipe.teach.retries > 0
+                tools, has_turns = first.tools if first else (), come_back(recipe, first, recipe.user.turns > 0)
                 task = TeacherTask(found.path, found.sha256, shown, schema, run.scratch, settings, tools, has_turns)
                 asking = Asking(store, source, number, keys, tally, settings.backend == "openai")
                 place = store, run, run.scratch, progress

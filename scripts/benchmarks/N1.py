@@ -2,12 +2,13 @@
 
 The same teacher (Qwen2.5-Coder-1.5B, Q4_K_M) writes both at the same temperature and top-p, behind the same description
 and the same 15 seeds, which are evenly picked from the recipe's prompt file. Ours is `[prompts.synthesize]` as a run
-does it; the peer is one request, "Write a new ticket.", answered so many times. Of both as many texts are compared as
-there are of each. Figures: distinct-3; the share of texts that have a near-duplicate among those before them (Jaccard
+does it; the peer is one request, "Write a new ticket.", answered so many times. Figures: distinct-3, of as many texts
+of each, evenly picked, since it falls with their number; the share of texts that have a near-duplicate among those before them (Jaccard
 of character 4-grams at 0.7); the 15 combinations of category and urgency that were asked for and filled, and how many
 of them the recipe's own teacher finds when it sorts some of the tickets, evenly picked, by its guide.
 
-With `--work DIR`, a benchmark that was killed goes on where it was.
+`--plain` answers to the plain request are enough to see how it stands: but such a figure never holds. With `--work
+DIR`, a benchmark that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -122,12 +123,12 @@ def sorted_by_teacher(recipe: Recipe, texts: Sequence[str], work: Path) -> Count
     return Counter(f"{one['category']}, {one['urgency']}" for one in answers)
 
 
-def measured(recipe: Recipe, texts: Sequence[str], work: Path) -> dict[str, Any]:
+def measured(recipe: Recipe, texts: Sequence[str], compared: int, work: Path) -> dict[str, Any]:
     settings = recipe.prompts.synthesize
     assert settings is not None
     cells = sorted_by_teacher(recipe, list(spread(texts, len(texts), SORTED)), work)
     return {
-        **diversity(texts),
+        **diversity(list(spread(texts, len(texts), compared))),
         "near_duplicates": round(near_duplicates(texts, settings.near_duplicate, work), 4),
         "cells_by_teacher": len(cells),
         "smallest_cell_by_teacher": min(cells.values()) if len(cells) == BARS["cells"] else 0,
@@ -137,6 +138,7 @@ def measured(recipe: Recipe, texts: Sequence[str], work: Path) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=600)
+    parser.add_argument("--plain", type=int, help="Answers to the plain request; as many as ours, unless said.")
     parser.add_argument("--work", type=Path, help="A folder to go on in.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -144,8 +146,9 @@ def main() -> None:
         table = TABLE.format(task=json.dumps(TASK), count=options.count)
         recipe = synthetic_recipe(RECIPE, work / "recipe", table)
         mine, told = written(work / "recipe", work / "runs")
-        theirs = plain_loop(recipe, work, len(mine))
-        found = {name: measured(recipe, texts, work) for name, texts in (("ours", mine), ("plain", theirs))}
+        theirs = plain_loop(recipe, work, min(len(mine), options.plain or len(mine)))
+        texts = {"ours": mine, "plain": theirs}
+        found = {name: measured(recipe, those, len(theirs), work) for name, those in texts.items()}
     ratio = found["ours"]["distinct_3"] / found["plain"]["distinct_3"]
     filled = sum(1 for name, count in told["cells"].items() if ", " in name and count)
     value = {
@@ -154,7 +157,7 @@ def main() -> None:
         "cells": filled,
     }
     holds = (
-        len(mine) >= options.count
+        len(mine) == len(theirs) >= options.count
         and value["near_duplicates"] <= BARS["near_duplicates"]
         and ratio >= BARS["distinct_3"]
         and filled == BARS["cells"]
@@ -167,6 +170,7 @@ def main() -> None:
         peer='the loop "Write a new ticket."',
         unit="share of texts; x the peer's distinct-3; cells filled",
         n=len(mine),
+        compared=len(theirs),
         **found,
         synthesis={key: told[key] for key in ("written", "requests", "dropped", "stopped", "unfilled")},
     )
