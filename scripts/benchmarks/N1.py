@@ -3,9 +3,10 @@
 The same teacher (Qwen2.5-Coder-1.5B, Q4_K_M) writes both at the same temperature and top-p, behind the same description
 and the same 15 seeds, which are evenly picked from the recipe's prompt file. Ours is `[prompts.synthesize]` as a run
 does it; the peer is one request, "Write a new ticket.", answered so many times. Figures: distinct-3, of as many texts
-of each, evenly picked, since it falls with their number; the share of texts that have a near-duplicate among those before them (Jaccard
-of character 4-grams at 0.7); the 15 combinations of category and urgency that were asked for and filled, and how many
-of them the recipe's own teacher finds when it sorts some of the tickets, evenly picked, by its guide.
+of each, evenly picked, since it falls with their number; the share of texts that have a near-duplicate among those
+before them (Jaccard of character 4-grams at 0.7); the 15 combinations of category and urgency that were asked for and
+filled, and how many of them the recipe's own teacher finds when it sorts some of the tickets, evenly picked, by its
+guide.
 
 `--plain` answers to the plain request are enough to see how it stands: but such a figure never holds. With `--work
 DIR`, a benchmark that was killed goes on where it was.
