@@ -191,6 +191,14 @@ class BenchSettings(Table):
     """What a request finds: the model and what all prompts begin with, the model alone (`warm`), or not even that."""
     threads: Annotated[StrictInt, Field(ge=0)] = 0
     """Threads that compute, here and in the packaged server; 0 is all physical cores here, and its own choice there."""
+    skip_forced: Annotated[StrictBool, LATER] = False
+    """Time GGUFs as `edgedistill answer` decodes under a schema: tokens that can only be one come in one chunk."""
+
+    @model_validator(mode="after")
+    def skipping_what_is_forced(self) -> BenchSettings:
+        if self.skip_forced and self.output_tokens:
+            raise ValueError("skip_forced: answers of a stated length are under no schema, which would force tokens")
+        return self
 
     @field_validator("target_ms")
     @classmethod

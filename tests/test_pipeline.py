@@ -17,7 +17,7 @@ import edgedistill
 from edgedistill.errors import EdgeDistillError, GateMissed, InvalidInput
 from edgedistill.pipeline import RunSettings, keep_file, run_recipe, stage_keys
 from edgedistill.recipe import load_recipe
-from edgedistill.records import read_rows
+from edgedistill.records import read_json, read_rows
 from edgedistill.run import Run
 from edgedistill.stages.package import Rejected, verify
 
@@ -65,6 +65,20 @@ def test_the_documents_name_every_candidate(finished: Finished) -> None:
     assert timed[0]["n"] == 20
     assert [one["kind"] for one in timed if one["forced_skipped"]] == ["student"] * (len(timed) - 1)
     assert timed[0]["forced_skipped"]["pairs"] == 20
+
+
+def test_the_verdict_on_latency_may_be_on_decoding_that_skips_what_is_forced(
+    finished: Finished, tmp_path: Path
+) -> None:
+    copy = finished.copied(tmp_path)
+    edit(copy.recipe / "recipe.toml", "[bench]\n", "[bench]\nskip_forced = true\n")
+    run, _ = run_recipe(copy.recipe, RunSettings(runs=copy.runs, offline=True, only="bench", redo_from="bench"), silent)
+    found = read_json(run.folder("bench") / "bench.json")
+    assert "forced tokens skipped" in found["conditions"]["decoding"]
+    plain = read_json(finished.run / "bench" / "bench.json")["candidates"]
+    for skipping, other in zip(found["candidates"], plain, strict=True):
+        assert skipping["completion_tokens_mean"] == other["completion_tokens_mean"]
+        assert "forced_skipped" not in skipping
 
 
 def test_every_long_stage_reports_its_progress(finished: Finished) -> None:

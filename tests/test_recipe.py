@@ -79,6 +79,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("[bench]\ntarget_ms = [500, 100]", "target_ms must be [low, high]"),
         ("[bench]\ntarget_ms = [500]", "bench.target_ms"),
         ("[bench]\npercentile = 96", "bench.percentile: "),
+        ("[bench]\nskip_forced = true\noutput_tokens = 9", "skip_forced: answers of a stated length"),
         ("[accept]\nvalid = 1.5", "accept.valid: "),
         ("[evaluate]\nconstrained = 1", "evaluate.constrained: "),
         ('[export]\nversion = "latest"', "export.version: "),

@@ -90,6 +90,9 @@ def test_forced_tokens_are_skipped_where_that_is_asked_for_and_the_answer_stays(
         plain, skipping, again = timed.ask(0), timed.ask(0, jump=True), timed.ask(0)
     assert plain["completion_tokens"] == skipping["completion_tokens"] == again["completion_tokens"] > 4
     assert skipping["steps"] < plain["steps"] == again["steps"]
+    for cache in ("cached-prefix", "cold"):
+        _, (by_itself, *_), _ = asked(replace(task, prompts=task.prompts[:1], skips_forced=True, cache=cache))
+        assert by_itself["steps"] == skipping["steps"]
 
 
 PEAK = "from edgedistill.hardware import peak_memory; print(peak_memory())"

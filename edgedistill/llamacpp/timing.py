@@ -50,6 +50,8 @@ class TimingTask:
     """What a request finds: the model and what all prompts begin with, the model alone, or (cold) neither."""
     endless: bool = False
     """Every answer has `max_tokens` tokens: an end token ends none, and no schema may."""
+    skips_forced: bool = False
+    """Tokens that the schema forces are appended in one chunk, unless a request says otherwise."""
 
 
 class TimedModel:
@@ -73,13 +75,14 @@ class TimedModel:
     def __exit__(self, *_: object) -> None:
         self._kill()
 
-    def ask(self, number: int, jump: bool = False) -> dict[str, Any]:
-        """What the prompt of that number took; with `jump`, tokens that the schema forces are appended in one chunk.
+    def ask(self, number: int, jump: bool | None = None) -> dict[str, Any]:
+        """What the prompt of that number took; `jump`, where it is said, instead of the task's `skips_forced`.
 
         `ttft_ms`, `e2e_ms`: from the text handed in (cold: from the beginning of the load) to the first text and to
         the last; `tpot_ms`: a step of writing; `prompt_tokens` that were computed, `completion_tokens`, and `steps`:
         calls of llama_decode.
         """
+        jump = self._task.skips_forced if jump is None else jump
         if self._task.cache == "cold":
             self._open([self._task.prompts[number]])
             record = self._request(0, jump)

@@ -65,7 +65,8 @@ def bench(recipe: Recipe, run: Run, out: Path, progress: Progress) -> dict[str, 
     trial = make_trial(people, recipe.bench, recipe, scratch=run.scratch)
     backed = [one for one in people if one.asked is not None]
     result = time_all([one for one in people if one.asked is None], trial, progress)
-    if trial.schema and not trial.settings.output_tokens and trial.settings.cache != "cold":
+    settings = trial.settings
+    if trial.schema and not settings.output_tokens and not settings.skip_forced and settings.cache != "cold":
         students = [one for one in people if one.kind == "student"]
         skipped = {one.name: _with_skipping(one, trial, progress) for one in students}
         result["candidates"] = [{**one, "forced_skipped": skipped.get(one["name"])} for one in result["candidates"]]
@@ -200,6 +201,7 @@ def _task(person: Candidate, trial: Trial) -> TimingTask:
         scratch=trial.scratch,
         cache=trial.settings.cache,
         endless=endless,
+        skips_forced=trial.settings.skip_forced,
     )
 
 
@@ -210,6 +212,7 @@ def _conditions(trial: Trial) -> dict[str, Any]:
         decoding += f", {settings.output_tokens} of them whatever they say"
     elif trial.schema:
         decoding += " under the schema's grammar"
+        decoding += ", forced tokens skipped, as `edgedistill answer` does" if settings.skip_forced else ""
     return {
         "threads": trial.threads,
         "requests": len(trial.prompts) - settings.warmup,
