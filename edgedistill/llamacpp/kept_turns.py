@@ -21,7 +21,7 @@ SHORTEST = 16  # tokens; fewer are computed as fast as they are copied
 LIVES = 3  # rounds: one that did not come back in so many gives way where room is short
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Turn:
     request: Request
     tokens: Sequence[int]
