@@ -1,8 +1,9 @@
 """N4: home-commands with wrong labels among its answers: a student of the curated rows against one of all rows.
 
 `python N4.py --work FOLDER` asks the demo's teacher for its answers, puts another row's answer in the place of one in
-ten, curates these rows with `[curate.noise]`, and trains on what is left and on all of them, `--seeds` times each.
-`--seeds 0` trains nothing and says what curate found.
+ten, curates these rows with `[curate.noise]`, and trains on what is left and on all of them, `--seeds` times each. By
+default curate drops what is suspicious; with `--ways asked all` the teacher is asked for it again, and its answers vote
+with the one that is there. `--seeds 0` trains nothing and says what curate found.
 
 `python N4.py --gold` needs neither teacher nor student: of all home-commands rows that have a right answer, with one
 answer in ten swapped by each of three seeds, it says how many of the swapped and how many of the good ones are
@@ -25,9 +26,10 @@ from typing import Any
 
 from curating import taught_run
 from distilling import RECIPE, Trial, Workshop, options, share_equal
-from measure import finish, note
+from measure import finish, note, teacher_gguf
 
 from edgedistill.curation.noise import LabelNoise, labels_of
+from edgedistill.recipe import load_recipe
 from edgedistill.records import Completion, Prompt, read_prompts, read_rows
 from edgedistill.stages.curate import curate
 from edgedistill.stages.scoring import equal
@@ -41,12 +43,18 @@ CURATE = """\
 name = "n4"
 schema_file = "schema.json"
 [teacher]
-model = "t.gguf"
+model = {model}
+system = {system}
+guide = "guide.md"
+examples = "examples.jsonl"
+[teach]
+max_tokens = 48
 [student]
 model = "s"
 [curate.noise]
-action = "drop"
+action = "{action}"
 """
+ACTIONS = {"curated": "drop", "asked": "ask again"}
 
 
 def with_wrong(answers: dict[str, str], seed: int = SEED) -> tuple[dict[str, str], set[str]]:
@@ -61,16 +69,25 @@ def with_wrong(answers: dict[str, str], seed: int = SEED) -> tuple[dict[str, str
     return given, wrong
 
 
-def curated(prompts: Sequence[Prompt], given: dict[str, str], evals: Sequence[Prompt]) -> dict[str, str]:
-    """What curate does with these answers: the reason of each row that it throws out, by prompt id."""
+def curated(
+    prompts: Sequence[Prompt], given: dict[str, str], evals: Sequence[Prompt], action: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What curate does with these answers, by prompt id: the reason of each row that it throws out; other answers."""
     rows = ((one, [Completion(one.id, given[one.id], "stop", 1, 1, 0.1)]) for one in prompts)
+    teacher = load_recipe(RECIPE).teacher
+    told = {"model": json.dumps(str(teacher_gguf(teacher.model))), "system": json.dumps(teacher.system)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copy(RECIPE.parent / "schema.json", folder)
-        recipe, run = taught_run(folder, CURATE, rows, [one.text for one in evals])
+        for file in ("schema.json", "guide.md", "examples.jsonl"):
+            shutil.copy(RECIPE.parent / file, folder)
+        recipe, run = taught_run(folder, CURATE.format(action=action, **told), rows, [one.text for one in evals])
         curate(recipe, run, run.begin("curate", "key", afresh=True), lambda what, done, total: None)
-        rejected = [row["_ed"] for _, row in read_rows(run.folder("curate") / "rejected.jsonl")]
-    return {own["id"]: own["reason"] for own in rejected}
+        rejected, *learned = (
+            [row for _, row in read_rows(run.folder("curate") / f"{name}.jsonl")]
+            for name in ("rejected", "train", "valid")
+        )
+    new = {row["_ed"]["id"]: row["messages"][-1]["content"] for rows in learned for row in rows}
+    return {row["_ed"]["id"]: row["_ed"]["reason"] for row in rejected}, new
 
 
 def found_of(gone: dict[str, str], wrong: set[str], count: int) -> dict[str, Any]:
@@ -131,21 +148,26 @@ class _Shop(Workshop):
 def main() -> None:
     if sys.argv[1:] == ["--gold"]:
         return tell_gold()
-    args = options(__doc__, rows=1000, epochs=4, ways=("curated", "all"))
+    args = options(__doc__, rows=1000, epochs=4, ways=("curated", "all", "asked"))
     shop = _Shop(STUDENT, args)
     rows = shop.rows
     shop.given, wrong = with_wrong({one.id: shop.answer(one) for one in rows})
-    gone = curated(rows, shop.given, shop.eval)
+    all_given, way_curated = shop.given, next(way for way in args.ways if way != "all")
+    gone, new = curated(rows, all_given, shop.eval, ACTIONS[way_curated])
     found = found_of(gone, wrong, len(rows))
+    changed = [name for name, answer in new.items() if not equal(answer, json.loads(all_given[name]))]
+    found["wrong_changed"] = sum(name in wrong for name in changed)
+    found["good_changed"] = len(changed) - found["wrong_changed"]
     note(json.dumps(found))
     right = {one.id: one.expected for one in shop.eval}
     exact: dict[str, list[float]] = {way: [] for way in args.ways}
     for seed in range(args.seeds):
         for way in args.ways:
             shop.rows = rows if way == "all" else [one for one in rows if one.id not in gone]
+            shop.given = all_given if way == "all" else all_given | new
             result = shop.result(Trial(f"n4-{way}", seed, hard_lesson, hard_lesson), shop.example)
             exact[way].append(round(share_equal(result["answers"], right), 2))
-    better = sum(one > other for one, other in zip(exact["curated"], exact["all"], strict=True))
+    better = sum(one > other for one, other in zip(exact[way_curated], exact["all"], strict=True))
     value = {"better": better, "exact": exact}
     bar = {"better": 3, "of": 3}
     finish("N4", value, bar, better == args.seeds == 3, peer="all rows", unit="%", n=len(right), curate=found)
