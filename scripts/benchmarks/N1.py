@@ -40,7 +40,6 @@ from edgedistill.teachers import TeacherTask, load_teacher, preamble
 
 RECIPE = "support-triage"
 BARS = {"near_duplicates": 0.02, "distinct_3": 1.3, "cells": 15}
-SORTED = 150  # tickets of each kind that the recipe's teacher sorts
 AT_ONCE = 60  # answers to the plain request that are asked for at a time
 PLAIN = "Write a new ticket."
 TASK = (
@@ -124,12 +123,15 @@ def sorted_by_teacher(recipe: Recipe, texts: Sequence[str], work: Path) -> Count
     return Counter(f"{one['category']}, {one['urgency']}" for one in answers)
 
 
-def measured(recipe: Recipe, texts: Sequence[str], compared: int, work: Path) -> dict[str, Any]:
+def measured(recipe: Recipe, texts: Sequence[str], counts: tuple[int, int], work: Path) -> dict[str, Any]:
+    """The figures of some texts; `counts` says how many are compared, and how many are sorted."""
     settings = recipe.prompts.synthesize
     assert settings is not None
-    cells = sorted_by_teacher(recipe, list(spread(texts, len(texts), SORTED)), work)
+    compared, some = (list(spread(texts, len(texts), count)) for count in counts)
+    cells = sorted_by_teacher(recipe, some, work) if some else Counter()
     return {
-        **diversity(list(spread(texts, len(texts), compared))),
+        **diversity(compared),
+        "sorted": len(some),
         "near_duplicates": round(near_duplicates(texts, settings.near_duplicate, work), 4),
         "cells_by_teacher": len(cells),
         "smallest_cell_by_teacher": min(cells.values()) if len(cells) == BARS["cells"] else 0,
@@ -140,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--plain", type=int, help="Answers to the plain request; as many as ours, unless said.")
+    parser.add_argument("--sorted", type=int, default=150, help="Tickets of each kind that the teacher sorts.")
     parser.add_argument("--work", type=Path, help="A folder to go on in.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -149,7 +152,8 @@ def main() -> None:
         mine, told = written(work / "recipe", work / "runs")
         theirs = plain_loop(recipe, work, min(len(mine), options.plain or len(mine)))
         texts = {"ours": mine, "plain": theirs}
-        found = {name: measured(recipe, those, len(theirs), work) for name, those in texts.items()}
+        counts = len(theirs), options.sorted
+        found = {name: measured(recipe, those, counts, work) for name, those in texts.items()}
     ratio = found["ours"]["distinct_3"] / found["plain"]["distinct_3"]
     filled = sum(1 for name, count in told["cells"].items() if ", " in name and count)
     value = {
