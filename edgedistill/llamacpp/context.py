@@ -112,16 +112,15 @@ class Context:
         """Forget a sequence from position `start` to before `end`, where the model can step back, or all of it."""
         self._lib.llama_memory_seq_rm(self._memory, sequence, start, end)
 
-    def state_bytes(self, sequence: int) -> int:
-        """The size of what a sequence holds."""
-        return int(self._lib.llama_state_seq_get_size(self.handle, sequence))
-
-    def state(self, sequence: int) -> State | None:
+    def state(self, sequence: int, largest: int | None = None) -> State | None:
         """What a sequence holds, to be restored in any context of the model that lays out its values alike.
 
-        None where llama.cpp does not give it. Of layers with a sliding window it has what the next token looks at.
+        None where that is more than `largest` bytes, or llama.cpp does not give it. Of layers with a sliding window it
+        has what the next token looks at.
         """
-        size = self.state_bytes(sequence)
+        size: int = self._lib.llama_state_seq_get_size(self.handle, sequence)
+        if largest is not None and size > largest:
+            return None
         state: State = (ctypes.c_uint8 * size)()
         return state if self._lib.llama_state_seq_get_data(self.handle, state, size, sequence) else None
 

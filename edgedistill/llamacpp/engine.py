@@ -180,33 +180,32 @@ class BatchEngine:
         """Have a slot hold what is kept of a conversation, or nothing; return how many of its own tokens that is."""
         self._context.cut(number)
         turns = self._settings.turns
-        found = turns.take(request) if turns is not None else None
-        if turns is None or found is None or not self._context.restore(number, found[1]):
+        if turns is None or (found := turns.take(request)) is None:
             return 0
-        self._context.cut(number, request.shared + found[0])
-        turns.resumed_tokens += found[0]
-        return found[0]
+        kept, state = found
+        if not self._context.restore(number, state):
+            return 0
+        self._context.cut(number, request.shared + kept)
+        turns.resumed_tokens += kept
+        return kept
 
     def _leave(self, number: int, slot: Slot) -> None:
         """Free the cells of an answered request, or have the next one find what begins as it does."""
-        request = slot.request
-        held = [*request.tokens, *(request.given or slot.answer)][: slot.position - request.shared]
         if self._settings.reuse:
-            self._left = (request.shared, held)
+            self._left = (slot.request.shared, slot.held)
             return
-        if self._settings.turns is not None and not request.given:
-            self._keep(number, request, held, self._settings.turns)
+        if self._settings.turns is not None and not slot.request.given:
+            self._keep(number, slot, self._settings.turns)
         self._context.cut(number)
 
-    def _keep(self, number: int, request: Request, held: Sequence[int], turns: KeptTurns) -> None:
+    def _keep(self, number: int, slot: Slot, turns: KeptTurns) -> None:
         """Keep what a slot holds behind the prefix, where it can be cut back to what the next turn begins with."""
-        if 0 < self._model.window < request.shared + len(held):  # what is behind the window is not in the state
+        if 0 < self._model.window < slot.position:  # what is behind the window is not in the state
             return
-        self._context.cut(number, 0, request.shared)
-        if turns.has_room(self._context.state_bytes(number)):
-            state = self._context.state(number)
-            if state is not None:
-                turns.keep(request, held, state)
+        self._context.cut(number, 0, slot.request.shared)
+        state = self._context.state(number, turns.room)
+        if state is not None:
+            turns.keep(slot.request, slot.held, state)
 
     def _begin(self, request: Request, sample: int = 0, kept: int = 0) -> Slot:
         sampling = request.sampling

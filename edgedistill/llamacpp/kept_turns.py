@@ -52,14 +52,14 @@ class KeptTurns:
         """All conversations are asked once more; none is asked twice in a round."""
         self._round += 1
 
-    def has_room(self, size: int) -> bool:
-        """Whether a state of `size` bytes is kept."""
-        given_up = sum(len(turn.state) for turn in self._turns if self._is_old(turn))
-        return self.held_bytes - given_up + size <= self._budget
+    @property
+    def room(self) -> int:
+        """Bytes of the largest state that is kept."""
+        return self._budget - sum(len(turn.state) for turn in self._turns if not self._is_old(turn))
 
     def keep(self, request: Request, tokens: Sequence[int], state: State) -> None:
         """Keep what a request's slot holds of `tokens`, the request's own and then its answer's."""
-        if len(tokens) < SHORTEST or not self.has_room(len(state)):
+        if len(tokens) < SHORTEST or len(state) > self.room:
             return
         while self.held_bytes + len(state) > self._budget:
             self._turns.remove(next(turn for turn in self._turns if self._is_old(turn)))

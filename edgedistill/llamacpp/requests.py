@@ -79,6 +79,12 @@ class Slot:
     done: bool = False
 
     @property
+    def held(self) -> list[int]:
+        """The tokens whose cells it holds, behind the shared prefix: the request's own, and then the answer's."""
+        whole = [*self.request.tokens, *(self.request.given or self.answer)]
+        return whole[: self.position - self.request.shared]
+
+    @property
     def wanted(self) -> int:
         """Rows at the end of `pending` whose logits are needed."""
         return (len(self.expected) if self.capture is not None else 0) + (0 if self.closing else 1)

@@ -8,8 +8,8 @@ before them (Jaccard of character 4-grams at 0.7); the 15 combinations of catego
 filled, and how many of them the recipe's own teacher finds when it sorts some of the tickets, evenly picked, by its
 guide.
 
-`--plain` answers to the plain request are enough to see how it stands: but such a figure never holds. With `--work
-DIR`, a benchmark that was killed goes on where it was.
+With `--plain N` the peer is asked so often only: a figure of which it is never said that it holds. With `--sorted 0`
+nothing is sorted. With `--work DIR`, a benchmark that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -128,14 +128,16 @@ def measured(recipe: Recipe, texts: Sequence[str], counts: tuple[int, int], work
     settings = recipe.prompts.synthesize
     assert settings is not None
     compared, some = (list(spread(texts, len(texts), count)) for count in counts)
-    cells = sorted_by_teacher(recipe, some, work) if some else Counter()
-    return {
+    found = {
         **diversity(compared),
-        "sorted": len(some),
         "near_duplicates": round(near_duplicates(texts, settings.near_duplicate, work), 4),
-        "cells_by_teacher": len(cells),
-        "smallest_cell_by_teacher": min(cells.values()) if len(cells) == BARS["cells"] else 0,
+        "sorted": len(some),
     }
+    if some:
+        cells = sorted_by_teacher(recipe, some, work)
+        found["cells_by_teacher"] = len(cells)
+        found["smallest_cell_by_teacher"] = min(cells.values()) if len(cells) == BARS["cells"] else 0
+    return found
 
 
 def main() -> None:

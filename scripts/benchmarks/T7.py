@@ -4,7 +4,7 @@ Real messages to a support desk, a few to a conversation, are answered turn by t
 the first turn of all conversations, then the second, as teach and evaluate do; with `keeps_turns` and without, in the
 same process. llama-server has as many slots and its prompt cache on, which keeps turns in memory too (`--cache-ram`, by
 default); each conversation there goes on as soon as it is answered. Counted are answers per second, the model's loading
-apart; both have decoded the system text before.
+apart. The server has decoded the system text before; ours does so in each round.
 """
 
 from __future__ import annotations
