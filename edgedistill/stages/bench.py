@@ -212,7 +212,8 @@ def _conditions(trial: Trial) -> dict[str, Any]:
         decoding += f", {settings.output_tokens} of them whatever they say"
     elif trial.schema:
         decoding += " under the schema's grammar"
-        decoding += ", forced tokens skipped, as `edgedistill answer` does" if settings.skip_forced else ""
+        if settings.skip_forced:
+            decoding += ", forced tokens skipped in GGUF files, as `edgedistill answer` does"
     return {
         "threads": trial.threads,
         "requests": len(trial.prompts) - settings.warmup,
