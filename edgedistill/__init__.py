@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.9.0"
+__version__ = "0.10.0"
 
 # name -> where it lives; looked up on first use, so that importing the package stays cheap
 PUBLIC = {

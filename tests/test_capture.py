@@ -18,6 +18,7 @@ from edgedistill.llamacpp import answer as answering
 from edgedistill.llamacpp import layout
 from edgedistill.llamacpp.answer import Answerer, AnswererSettings
 from edgedistill.llamacpp.branches import AnswerTrie, follow
+from edgedistill.llamacpp.context import Context
 from edgedistill.llamacpp.layout import COUNTS, Layout, Work, best_layout, fastest, measured_rates
 from edgedistill.llamacpp.model import LlamaModel
 from edgedistill.llamacpp.probe import next_token_logits
@@ -256,6 +257,31 @@ def test_the_layout_is_measured_once_and_kept(path: Path, tmp_path: Path, monkey
         assert best_layout(model, work, 1, tmp_path) == Layout(99, best.split), "what is kept is used"
         kept.write_text("damaged", encoding="utf-8")
         assert best_layout(model, work, 1, tmp_path).slots in COUNTS
+
+
+def test_the_prefix_is_computed_once_for_all_numbers_of_slots(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    plain = Context.decode
+    monkeypatch.setattr(Context, "decode", lambda self: (sizes.append(self.batch.size), plain(self)))
+    monkeypatch.setattr(layout, "GIVE_UP", 0.0)
+    with LlamaModel(path) as model:
+        measured_rates(model, Work(shared=20, own=10, answer=8, chunks=False), 1, False, (1, 4, 8))
+    assert sum(sizes) == 20 + 14 + (1 + 4 + 8) * (layout.STEPS + 1)
+
+
+@pytest.mark.parametrize(
+    ("rates", "tried"),
+    [((20, 30, 24, 45, 50, 40, 41), 7), ((20, 30, 24, 25, 50, 40, 41), 4), ((20, 30, 28, 26, 28, 24, 23), 7)],
+    ids=["a dip", "two in a row", "by turns"],
+)
+def test_more_slots_are_tried_until_two_numbers_are_clearly_slower(
+    rates: tuple[int, ...], tried: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = iter(rates)
+    monkeypatch.setattr(layout, "_rate", lambda *_: float(next(given)))
+    with LlamaModel(path) as model:
+        found = measured_rates(model, Work(shared=20, own=10, answer=8, chunks=False), 1, False)
+    assert list(found.values()) == list(rates[:tried])
 
 
 def test_a_layout_that_was_measured_beside_other_work_is_not_kept(

@@ -77,6 +77,7 @@ def killed_at(host: subprocess.Popen[str], line: str, seconds: float) -> None:
             return
 
 
+@pytest.mark.slow
 def test_any_kill_and_the_same_command_end_as_if_nothing_had_happened(models: PicoModels, tmp_path: Path) -> None:
     # written out, answers come one by one: those of a closed set come many at a time
     recipe = write_pico_recipe(tmp_path / "recipe", models, {"slots = 4": "slots = 4\nclosed = false"})

@@ -18,16 +18,17 @@ from pathlib import Path
 from ..errors import EdgeDistillError
 from ..records import digest
 from ..run import cpu_name, stop_if_asked, write_whole
-from .context import Context, ContextSettings
+from .context import Context, ContextSettings, State
 from .model import LlamaModel
 
 __all__ = ["Layout", "Work", "best_layout", "measured_rates"]
 
 COUNTS = (1, 4, 8, 16, 32, 64, 128)
 GAIN = 1.03  # a larger number of slots must be faster than a smaller one by this
-GIVE_UP = 0.9  # of the best rate so far: below it, larger numbers are not tried
+GIVE_UP = 0.9  # of the best rate so far: below it twice in a row, larger numbers are not tried; kernels have dips
 SPLIT_PREFIX = 1024  # tokens; a longer prefix is not copied for every slot
 STEPS = 3
+WAY = 2  # of measuring: what an older one found is not used
 MEMORY_SHARE = 0.4  # of what is free
 CORES_BESIDE = 0.25  # that other processes may take of the cores that are measured
 
@@ -99,11 +100,13 @@ def measured_rates(
     """Tokens per second of writing answers, by the number of slots, at the depth in the middle of an answer."""
     depth = work.own + work.answer // 2
     rates: dict[int, float] = {}
+    states: dict[int, State] = {}
     for slots in counts:
         if rates and not _fits_memory(model, work, slots, split):
             break
-        rates[slots] = _rate(model, work, ContextSettings(*_shape(work, slots, split), threads, split=split), depth)
-        if rates[slots] < GIVE_UP * max(rates.values()):
+        settings = ContextSettings(*_shape(work, slots, split), threads, split=split)
+        rates[slots] = _rate(model, work, settings, depth, states)
+        if len(rates) > 1 and max(list(rates.values())[-2:]) < GIVE_UP * max(rates.values()):
             break
     return rates
 
@@ -114,13 +117,16 @@ def _shape(work: Work, slots: int, split: bool) -> tuple[int, int]:
     return (work.shared + each, slots + 2) if split else (work.shared + (slots + 1) * each, slots + 2)
 
 
-def _rate(model: LlamaModel, work: Work, settings: ContextSettings, depth: int) -> float:
-    """Tokens per second at the depth: the prefix and `depth` tokens are computed once and copied to every slot."""
+def _rate(model: LlamaModel, work: Work, settings: ContextSettings, depth: int, states: dict[int, State]) -> float:
+    """Tokens per second at the depth: the prefix and `depth` tokens are computed once and copied to every slot.
+
+    `states` keeps what was computed for other contexts, by the position where it begins.
+    """
     slots = settings.sequences - 2
     context = Context(model, settings)
     try:
         filled = min(work.shared, SPLIT_PREFIX)  # of a longer prefix only the beginning: it costs time, and no order
-        _fill_slots(context, slots, filled, depth)
+        _fill_slots(context, slots, filled, depth, states)
         times = []
         for step in range(STEPS + 1):
             stop_if_asked()
@@ -136,31 +142,36 @@ def _rate(model: LlamaModel, work: Work, settings: ContextSettings, depth: int) 
         context.close()
 
 
-def _fill_slots(context: Context, slots: int, shared: int, depth: int) -> None:
+def _fill_slots(context: Context, slots: int, shared: int, depth: int, states: dict[int, State]) -> None:
     """Give every slot the prefix and cells of its own, without computing them more than once."""
     spare = slots + 1
     if context.settings.split:
-        _fill(context, spare, 0, shared + depth)
+        _fill(context, spare, 0, shared + depth, {})  # llama.cpp restores no state into split cells
         for slot in range(1, spare):
             context.copy(spare, slot)
         return
-    _fill(context, 0, 0, shared)
-    _fill(context, spare, shared, depth)
-    state = context.state(spare)
+    _fill(context, 0, 0, shared, states)
+    _fill(context, spare, shared, depth, states)
     context.cut(spare)
     for slot in range(1, spare):
-        if state is None or not context.restore(slot, state):
+        if shared not in states or not context.restore(slot, states[shared]):
             raise EdgeDistillError("llama.cpp does not take a sequence's state", "Set teach.slots.")
         context.copy(0, slot)
 
 
-def _fill(context: Context, sequence: int, start: int, count: int) -> None:
+def _fill(context: Context, sequence: int, start: int, count: int, states: dict[int, State]) -> None:
+    """Compute the tokens, or take the state that another context had behind them."""
+    if not count or (start in states and context.restore(sequence, states[start])):
+        return
     step = context.batch.capacity
     for at in range(start, start + count, step):
         stop_if_asked()
         context.batch.clear()
         context.batch.add([1] * min(step, start + count - at), at, sequence, 0)
         context.decode()
+    state = context.state(sequence)
+    if state is not None:
+        states[start] = state
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,4 +221,4 @@ def _key(model: LlamaModel, work: Work, threads: int) -> str:
     size = model.path.stat().st_size
     version = metadata.version("llama-cpp-python")
     named = (model.metadata("general.name"), model.metadata("general.file_type"), size)
-    return digest(named, cpu_name(), threads, version, asdict(work.rounded))[:24]
+    return digest(named, cpu_name(), threads, version, asdict(work.rounded), WAY)[:24]
