@@ -192,7 +192,7 @@ def bench() -> dict[str, Any]:
             "warmup": 5,
             "target_ms": [100.0, 500.0],
             "percentile": 95,
-            "decoding": "greedy, under the schema",
+            "decoding": "token by token under the grammar, as llama-server and Ollama decode",
             "cache": "shared prefix kept, the prompt's own tokens not",
             "prompt_tokens_mean": 20.0,
         },

@@ -74,7 +74,7 @@ def test_the_verdict_on_latency_may_be_on_decoding_that_skips_what_is_forced(
     edit(copy.recipe / "recipe.toml", "[bench]\n", "[bench]\nskip_forced = true\n")
     run, _ = run_recipe(copy.recipe, RunSettings(runs=copy.runs, offline=True, only="bench", redo_from="bench"), silent)
     found = read_json(run.folder("bench") / "bench.json")
-    assert "forced tokens skipped" in found["conditions"]["decoding"]
+    assert "as edgedistill answer decodes" in found["conditions"]["decoding"]
     plain = read_json(finished.run / "bench" / "bench.json")["candidates"]
     for skipping, other in zip(found["candidates"], plain, strict=True):
         assert skipping["completion_tokens_mean"] == other["completion_tokens_mean"]

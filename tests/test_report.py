@@ -46,6 +46,17 @@ def test_the_sixteen_bit_student_is_no_package_unless_asked_for(tmp_path: Path) 
     assert "student F16" not in document(recipe, run)["bars"]
 
 
+def test_the_page_says_how_what_was_timed_was_decoded(tmp_path: Path) -> None:
+    recipe, run = fabricated_run(tmp_path)
+    assert "as llama-server and Ollama decode." in page(document(recipe, run), training_points(run))
+    data = bench()
+    data["conditions"]["decoding"] = "with the tokens that the grammar forces in one chunk"
+    (run.folder("bench") / "bench.json").write_text(json.dumps(data), encoding="utf-8")
+    html = page(document(recipe, run), training_points(run))
+    assert "with the tokens that the grammar forces in one chunk." in html
+    assert "Ollama decode" not in html
+
+
 @pytest.mark.parametrize("stages", [0, 3, 4, 7])
 def test_a_run_under_way_is_shown_as_far_as_it_is(tmp_path: Path, stages: int) -> None:
     import shutil

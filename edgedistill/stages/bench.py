@@ -207,13 +207,13 @@ def _task(person: Candidate, trial: Trial) -> TimingTask:
 
 def _conditions(trial: Trial) -> dict[str, Any]:
     settings = trial.settings
-    decoding = "token by token"
     if settings.output_tokens:
-        decoding += f", {settings.output_tokens} of them whatever they say"
-    elif trial.schema:
-        decoding += " under the schema's grammar"
-        if settings.skip_forced:
-            decoding += ", forced tokens skipped in GGUF files, as `edgedistill answer` does"
+        decoding = f"token by token, {settings.output_tokens} of them whatever they say"
+    elif trial.schema and settings.skip_forced:
+        decoding = "with the tokens that the grammar forces in one chunk, as edgedistill answer decodes GGUF files"
+    else:
+        grammar = " under the grammar" if trial.schema else ""
+        decoding = f"token by token{grammar}, as llama-server and Ollama decode"
     return {
         "threads": trial.threads,
         "requests": len(trial.prompts) - settings.warmup,
