@@ -168,11 +168,16 @@ def test_the_tree_shows_every_module_and_room() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_to_files_and_headings_hold(document: str) -> None:
     path = ROOT / document
-    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        file, _, heading = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
+
+
+def anchors(path: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    anchors = {"#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    for link in links:
-        assert link in anchors if link.startswith("#") else (path.parent / link).exists(), link
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_every_make_target_that_is_named_exists() -> None:
