@@ -7,15 +7,15 @@ with the one that is there. `--seeds 0` trains nothing and says what curate foun
 
 `python N4.py --gold` needs neither teacher nor student: of all home-commands rows that have a right answer, with one
 answer in ten swapped by each of three seeds, it says how many of the swapped and how many of the good ones are
-suspicious.
+suspicious; `--times 30` with another bound than the default's.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -53,6 +53,7 @@ max_tokens = 48
 model = "s"
 [curate.noise]
 action = "{action}"
+times = {times}
 """
 ACTIONS = {"curated": "drop", "asked": "ask again"}
 
@@ -70,7 +71,7 @@ def with_wrong(answers: dict[str, str], seed: int = SEED) -> tuple[dict[str, str
 
 
 def curated(
-    prompts: Sequence[Prompt], given: dict[str, str], evals: Sequence[Prompt], action: str
+    prompts: Sequence[Prompt], given: dict[str, str], evals: Sequence[Prompt], action: str, times: float
 ) -> tuple[dict[str, str], dict[str, str]]:
     """What curate does with these answers, by prompt id: the reason of each row that it throws out; other answers."""
     rows = ((one, [Completion(one.id, given[one.id], "stop", 1, 1, 0.1)]) for one in prompts)
@@ -80,7 +81,9 @@ def curated(
         folder = Path(name)
         for file in ("schema.json", "guide.md", "examples.jsonl"):
             shutil.copy(RECIPE.parent / file, folder)
-        recipe, run = taught_run(folder, CURATE.format(action=action, **told), rows, [one.text for one in evals])
+        recipe, run = taught_run(
+            folder, CURATE.format(action=action, times=times, **told), rows, [one.text for one in evals]
+        )
         curate(recipe, run, run.begin("curate", "key", afresh=True), lambda what, done, total: None)
         rejected, *learned = (
             [row for _, row in read_rows(run.folder("curate") / f"{name}.jsonl")]
@@ -112,14 +115,14 @@ def gold() -> dict[str, tuple[str, str]]:
     return found
 
 
-def tell_gold(seeds: Sequence[int] = (0, 1, 2)) -> None:
+def tell_gold(times: float, seeds: Sequence[int] = (0, 1, 2)) -> None:
     """The share of swapped answers that are suspicious, and that of the others."""
     rows = gold()
     names = list(rows)
     shares: dict[str, list[float]] = {"found": [], "good_suspected": []}
     for seed in seeds:
         given, wrong = with_wrong({name: answer for name, (_, answer) in rows.items()}, seed)
-        noise = LabelNoise(NoiseSettings().times)
+        noise = LabelNoise(times)
         for name, (text, _) in rows.items():
             noise.add(name, text, labels_of(given[name]))
         suspects = {names[one.row] for one in noise.ranked()}
@@ -128,7 +131,17 @@ def tell_gold(seeds: Sequence[int] = (0, 1, 2)) -> None:
         note(f"seed {seed}: {shares['found'][-1]:.1%} of the swapped, {shares['good_suspected'][-1]:.1%} of the others")
     value = {name: round(100 * fmean(found), 1) for name, found in shares.items()}
     holds = value["found"] > value["good_suspected"]
-    finish("N4", value, {"found": "above good_suspected"}, holds, peer="none", unit="%", n=len(rows), seeds=len(seeds))
+    finish(
+        "N4",
+        value,
+        {"found": "above good_suspected"},
+        holds,
+        peer="none",
+        unit="%",
+        n=len(rows),
+        seeds=len(seeds),
+        times=times,
+    )
 
 
 class _Shop(Workshop):
@@ -146,14 +159,18 @@ class _Shop(Workshop):
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--gold"]:
-        return tell_gold()
-    args = options(__doc__, rows=1000, epochs=4, ways=("curated", "all", "asked"))
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--gold", action="store_true")
+    parser.add_argument("--times", type=float, default=NoiseSettings().times)
+    own, rest = parser.parse_known_args()
+    if own.gold:
+        return tell_gold(own.times)
+    args = options(__doc__, rows=1000, epochs=4, ways=("curated", "all", "asked"), given=rest)
     shop = _Shop(STUDENT, args)
     rows = shop.rows
     shop.given, wrong = with_wrong({one.id: shop.answer(one) for one in rows})
     all_given, way_curated = shop.given, next(way for way in args.ways if way != "all")
-    gone, new = curated(rows, all_given, shop.eval, ACTIONS[way_curated])
+    gone, new = curated(rows, all_given, shop.eval, ACTIONS[way_curated], own.times)
     found = found_of(gone, wrong, len(rows))
     changed = [name for name, answer in new.items() if not equal(answer, json.loads(all_given[name]))]
     found["wrong_changed"] = sum(name in wrong for name in changed)

@@ -43,8 +43,13 @@ __all__ = ["Trial", "Workshop", "options", "share_equal"]
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "home-commands" / "recipe.toml"
 
 
-def options(description: str | None, rows: int, epochs: int, ways: Sequence[str]) -> argparse.Namespace:
-    """How much is measured, and where it is kept; the first two of `ways` are compared if nothing is said."""
+def options(
+    description: str | None, rows: int, epochs: int, ways: Sequence[str], given: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """How much is measured, and where it is kept; the first two of `ways` are compared if nothing is said.
+
+    `given` are the words of the command line, if some of them have been read already.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--work", type=Path, required=True, help="a folder, to go on from where it is filled already")
     parser.add_argument("--rows", type=int, default=rows, help="commands to learn from")
@@ -54,7 +59,7 @@ def options(description: str | None, rows: int, epochs: int, ways: Sequence[str]
     parser.add_argument("--learning-rate", type=float, help="for all ways; by default the recipe's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways[:2])
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 @dataclass(frozen=True)
