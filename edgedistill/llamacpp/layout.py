@@ -25,7 +25,7 @@ __all__ = ["Layout", "Work", "best_layout", "measured_rates"]
 
 COUNTS = (1, 4, 8, 16, 32, 64, 128)
 GAIN = 1.03  # a larger number of slots must be faster than a smaller one by this
-GIVE_UP = 0.9  # of the best rate so far: below it twice in a row, larger numbers are not tried; kernels have dips
+GIVE_UP = 0.9  # of the best rate so far: below it twice in a row, larger numbers are not tried; once may be chance
 SPLIT_PREFIX = 1024  # tokens; a longer prefix is not copied for every slot
 STEPS = 3
 WAY = 2  # of measuring: what an older one found is not used

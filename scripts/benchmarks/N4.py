@@ -132,7 +132,7 @@ def tell_gold(times: float, seeds: Sequence[int] = (0, 1, 2)) -> None:
     value = {name: round(100 * fmean(found), 1) for name, found in shares.items()}
     holds = value["found"] > value["good_suspected"]
     finish(
-        "N4",
+        "N4-gold",
         value,
         {"found": "above good_suspected"},
         holds,
@@ -159,18 +159,18 @@ class _Shop(Workshop):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--gold", action="store_true")
-    parser.add_argument("--times", type=float, default=NoiseSettings().times)
-    own, rest = parser.parse_known_args()
-    if own.gold:
-        return tell_gold(own.times)
-    args = options(__doc__, rows=1000, epochs=4, ways=("curated", "all", "asked"), given=rest)
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--gold", action="store_true", help="how many labels are suspicious; needs none of the others")
+    own.add_argument("--times", type=float, default=NoiseSettings().times, help="curate.noise.times")
+    first, _ = own.parse_known_args()
+    if first.gold:
+        return tell_gold(first.times)
+    args = options(__doc__, rows=1000, epochs=4, ways=("curated", "all", "asked"), parents=[own])
     shop = _Shop(STUDENT, args)
     rows = shop.rows
     shop.given, wrong = with_wrong({one.id: shop.answer(one) for one in rows})
     all_given, way_curated = shop.given, next(way for way in args.ways if way != "all")
-    gone, new = curated(rows, all_given, shop.eval, ACTIONS[way_curated], own.times)
+    gone, new = curated(rows, all_given, shop.eval, ACTIONS[way_curated], args.times)
     found = found_of(gone, wrong, len(rows))
     changed = [name for name, answer in new.items() if not equal(answer, json.loads(all_given[name]))]
     found["wrong_changed"] = sum(name in wrong for name in changed)

@@ -44,13 +44,17 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "home-commands" / "re
 
 
 def options(
-    description: str | None, rows: int, epochs: int, ways: Sequence[str], given: Sequence[str] | None = None
+    description: str | None,
+    rows: int,
+    epochs: int,
+    ways: Sequence[str],
+    parents: Sequence[argparse.ArgumentParser] = (),
 ) -> argparse.Namespace:
     """How much is measured, and where it is kept; the first two of `ways` are compared if nothing is said.
 
-    `given` are the words of the command line, if some of them have been read already.
+    `parents` have further options.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, parents=parents)
     parser.add_argument("--work", type=Path, required=True, help="a folder, to go on from where it is filled already")
     parser.add_argument("--rows", type=int, default=rows, help="commands to learn from")
     parser.add_argument("--held-out", type=int, default=60, help="commands on which the loss is measured")
@@ -59,7 +63,7 @@ def options(
     parser.add_argument("--learning-rate", type=float, help="for all ways; by default the recipe's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways[:2])
-    return parser.parse_args(given)
+    return parser.parse_args()
 
 
 @dataclass(frozen=True)
